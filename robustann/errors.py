@@ -1,0 +1,45 @@
+"""The error family: every error says what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class RobustannError(Exception):
+    """Base of every error that robustann raises on purpose.
+
+    ``exit_code`` is what the command line returns for it.
+
+    >>> issubclass(UsageError, RobustannError), UsageError("eps").exit_code
+    (True, 2)
+    """
+
+    exit_code: ClassVar[int] = 3
+
+
+class UsageError(RobustannError, ValueError):
+    """A value that the caller chose is wrong: an option, a name, a path, a parameter."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class DataError(RobustannError, ValueError):
+    """The images or labels cannot be used: shape, range, NaN, labels out of range, no files."""
+
+
+class ModelError(RobustannError):
+    """The model cannot be used: a damaged file, a mismatch with the data, no gradients."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Error for a name that is not among ``known``, with the nearest one as a suggestion.
+
+    >>> print(unknown_name("attack", "pdg", ["pgd", "fgsm"]))
+    unknown attack 'pdg'; did you mean 'pgd'? Known: fgsm, pgd
+    """
+    options = sorted(known)
+    near = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return UsageError(f"unknown {kind} '{name}'; {hint}Known: {', '.join(options)}")
