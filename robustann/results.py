@@ -1,0 +1,364 @@
+"""The values that an audit yields, and their JSON form.
+
+Everything a report, a gate or another program may ask of an audit is here. ``execution`` holds
+whatever differs between two runs of the same audit (times, batch size, device, command line);
+all other fields are the same for the same seed, model and data, whatever the batch size.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from robustann import files
+from robustann.errors import DataError, UsageError
+
+SCHEMA_VERSION = 1
+
+
+def _six_digits(value: object) -> object:
+    """Six significant digits: finer ones are float32 noise, and JSON has no NaN or infinity."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_six_digits)]
+MaybeNumber = Annotated[float | None, BeforeValidator(_six_digits)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(_Value):
+    """A 95 % confidence interval."""
+
+    low: Number
+    high: Number
+
+
+class ClassScores(_Value):
+    """Precision, recall and F1 of one class; ``support`` counts its samples."""
+
+    name: str
+    precision: Number
+    recall: Number
+    f1: Number
+    support: int
+
+
+class Scores(_Value):
+    """How a list of predictions compares with the labels.
+
+    ``interval`` is Wilson's for the accuracy; ``precision``, ``recall`` and ``f1`` are macro
+    averages; ``confusion[i][j]`` counts samples of class i predicted as j.
+    """
+
+    accuracy: Number
+    interval: Interval
+    precision: Number
+    recall: Number
+    f1: Number
+    classes: tuple[ClassScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+class CleanSamples(_Value):
+    """One entry a sample: its position in the test part, label, and the clean prediction.
+
+    ``confidence`` is the softmax probability of the prediction, ``margin`` the logit of the
+    label minus the largest other logit (negative where the prediction is wrong).
+    """
+
+    index: tuple[int, ...]
+    label: tuple[int, ...]
+    prediction: tuple[int, ...]
+    confidence: tuple[Number, ...]
+    margin: tuple[Number, ...]
+
+
+class AttackSamples(_Value):
+    """One entry a sample, in the order of :class:`CleanSamples`.
+
+    A sample whose clean prediction is wrong is not attacked: its ``prediction`` is the clean
+    one, ``success`` false, ``distance`` None and its counts 0. ``distance`` is that of the
+    adversarial image where ``success`` holds, else None. ``margin`` is that of the image kept
+    (the adversarial one, or the best found). ``first_success`` counts the queries up to the
+    first adversarial iterate.
+    """
+
+    prediction: tuple[int, ...]
+    success: tuple[bool, ...]
+    distance: tuple[MaybeNumber, ...]
+    margin: tuple[MaybeNumber, ...]
+    forwards: tuple[int, ...]
+    backwards: tuple[int, ...]
+    first_success: tuple[int | None, ...]
+
+
+class AttackOutcome(_Value):
+    """What one attack did. ``success_rate`` is ``succeeded / attempted``, over the samples
+    that were classified correctly before; ``added`` counts samples that no earlier attack broke.
+
+    ``control`` marks what is no attack but a yardstick (random noise).
+    """
+
+    name: str
+    label: str
+    access: str
+    paper: str
+    control: bool
+    parameters: dict[str, str | int | float | bool | None]
+    scores: Scores
+    attempted: int
+    succeeded: int
+    added: int
+    success_rate: MaybeNumber
+    success_interval: Interval | None
+    median_distance: MaybeNumber
+    forwards: int
+    backwards: int
+    samples: AttackSamples
+
+
+class WorstCase(_Value):
+    """The minimum over all attacks for each sample: the headline.
+
+    ``broken_by`` names the attack that broke a sample (the first in order), None where none
+    did or where the clean prediction was wrong already.
+    """
+
+    scores: Scores
+    prediction: tuple[int, ...]
+    broken_by: tuple[str | None, ...]
+    distance: tuple[MaybeNumber, ...]
+
+
+class CurvePoint(_Value):
+    """Robust accuracy at one eps: no attack of the audit broke these samples within it."""
+
+    eps: Number
+    robust_accuracy: Number
+    interval: Interval
+
+
+class Attribution(_Value):
+    """One method's attribution maps of a gallery sample, as PNG in base64.
+
+    ``target`` is the class that both maps explain.
+    """
+
+    method: str
+    target: int
+    clean_png: str
+    attacked_png: str
+    spearman: MaybeNumber
+    top5: MaybeNumber
+
+
+class GallerySample(_Value):
+    """One sample shown in the report: images are PNG files in base64.
+
+    ``why`` says by which rule it was chosen; ``difference_png`` shows the difference multiplied
+    by ``amplification`` around mid-grey.
+    """
+
+    index: int
+    label: int
+    why: str
+    attack: str
+    clean_prediction: int
+    clean_confidence: Number
+    attacked_prediction: int
+    attacked_confidence: Number
+    distance: Number
+    amplification: Number
+    clean_png: str
+    attacked_png: str
+    difference_png: str
+    attributions: tuple[Attribution, ...]
+
+
+class DriftStatistics(_Value):
+    """Medians over ``n`` samples; Spearman's rank correlation of |attribution|, and the share of
+    the 5 % largest pixels that two maps have in common (1 = same explanation)."""
+
+    n: int
+    spearman: MaybeNumber
+    top5: MaybeNumber
+
+
+class Drift(_Value):
+    """How far explanations move under attack, beside random-sign noise of the same size."""
+
+    method: str
+    attacked: DriftStatistics
+    noise: DriftStatistics
+
+
+class Explanation(_Value):
+    """What the attributions say; ``rule`` tells how the gallery was chosen."""
+
+    rule: str
+    gallery: tuple[GallerySample, ...]
+    drift: tuple[Drift, ...]
+
+
+class Gate(_Value):
+    """A demand on a figure: ``value`` (the interval's lower bound or the point) >= threshold."""
+
+    metric: str
+    on: Literal["lower", "point"]
+    threshold: Number
+    value: Number
+    passed: bool
+
+
+class Threat(_Value):
+    """The threat model of the audit; ``words`` says it in a sentence."""
+
+    norm: str
+    eps: Number
+    eps_text: str
+    bounds: tuple[float, float]
+    targeted: bool
+    words: str
+
+
+class Provenance(_Value):
+    """What makes the audit repeatable: versions, seed, hashes, and the resolved configuration.
+
+    ``model_sha256`` covers names, shapes and bytes of all parameters and buffers;
+    ``data_sha256`` the audited images and labels.
+    """
+
+    versions: dict[str, str]
+    seed: int
+    model: str
+    model_sha256: str
+    parameters: int
+    data: str
+    data_sha256: str
+    preset: str | None
+    config: dict[str, str | int | float | bool | None | list[str]]
+
+
+class Execution(_Value):
+    """What differs between two runs of the same audit."""
+
+    command: str
+    started: str
+    seconds: float
+    attack_seconds: dict[str, float]
+    batch_size: int
+    device: str
+    threads: int
+
+
+class AuditResult(_Value):
+    """What an audit found. Read from and written to ``results.json``.
+
+    The three figures most asked for are properties: :attr:`clean_accuracy`,
+    :attr:`robust_accuracy` (per-sample worst case over all attacks) and :attr:`propagations`.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    threat: Threat
+    class_names: tuple[str, ...]
+    n: int
+    chance: Number
+    clean: Scores
+    clean_samples: CleanSamples
+    attacks: tuple[AttackOutcome, ...]
+    worst_case: WorstCase
+    curve: tuple[CurvePoint, ...]
+    curve_propagations: int
+    explanation: Explanation | None
+    gates: tuple[Gate, ...] = ()
+    provenance: Provenance
+    execution: Execution
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the samples classified correctly, unattacked."""
+        return self.clean.accuracy
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of the samples that are classified correctly under every attack."""
+        return self.worst_case.scores.accuracy
+
+    @property
+    def propagations(self) -> int:
+        """Forwards plus backwards, summed over samples: clean pass, attacks and curve."""
+        return (
+            self.n
+            + sum(attack.forwards + attack.backwards for attack in self.attacks)
+            + self.curve_propagations
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``results.json``, ``samples.csv`` and ``report.html`` into ``folder``."""
+        root = Path(folder)
+        files.write_text(root / "results.json", self.to_json())
+        files.write_text(root / "samples.csv", self.samples_csv())
+        self.save_report(root / "report.html")
+
+    def save_report(self, path: str | os.PathLike[str]) -> None:
+        """Write the report, one self-contained HTML file, to ``path``."""
+        from robustann.reports import render
+
+        files.write_text(path, render(self))
+
+    def to_json(self) -> str:
+        """The result as JSON text; :meth:`load` reads it again."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> AuditResult:
+        """Read a ``results.json``.
+
+        Raises:
+            UsageError: the file is missing or cannot be read.
+            DataError: it is not a result of this schema version.
+        """
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"expected a results.json, could not read '{path}' ({error.strerror or error}); "
+                "name the file that 'robustann audit' wrote"
+            ) from error
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the top level"
+            raise DataError(
+                f"expected a results.json of schema version {SCHEMA_VERSION}, but in '{path}' "
+                f"at {place}: {first['msg']}; run the audit again to make a new one"
+            ) from error
+
+    def samples_csv(self) -> str:
+        """Outcomes as CSV: index, label, clean prediction, per attack prediction and success."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        header = ["index", "label", "clean_prediction"]
+        columns: list[tuple[int, ...]] = [
+            self.clean_samples.index,
+            self.clean_samples.label,
+            self.clean_samples.prediction,
+        ]
+        for attack in self.attacks:
+            header += [f"{attack.label} prediction", f"{attack.label} success"]
+            columns += [attack.samples.prediction, tuple(map(int, attack.samples.success))]
+        writer.writerow(header)
+        writer.writerows(zip(*columns, strict=True))
+        return buffer.getvalue()
