@@ -247,7 +247,7 @@ class Provenance(_Value):
     data: str
     data_sha256: str
     preset: str | None
-    config: dict[str, str | int | float | bool | None | list[str]]
+    config: dict[str, str | int | float | bool | list[str] | None]
 
 
 class Execution(_Value):

@@ -1,0 +1,86 @@
+"""Attacks on images: one file each, found by themselves, driven by one engine.
+
+To add one, write a file in this folder with a frozen dataclass derived from
+:class:`~robustann.attacks.base.Attack`. Its name then works on the command line, its fields are
+its options (``pgd:steps=100,loss=margin``), and the contract tests pick it up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+import types
+import typing
+from typing import Any
+
+from robustann.attacks.base import Attack
+from robustann.attacks.engine import AttackResult
+from robustann.attacks.fgsm import FGSM
+from robustann.attacks.noise import UniformNoise
+from robustann.attacks.pgd import PGD
+from robustann.errors import UsageError, unknown_name
+
+__all__ = ["FGSM", "PGD", "Attack", "AttackResult", "UniformNoise", "parse_attack", "registered"]
+
+
+@functools.cache
+def registered() -> dict[str, type[Attack]]:
+    """All attacks by name.
+
+    >>> sorted(registered())
+    ['fgsm', 'noise', 'pgd']
+    """
+    found: dict[str, type[Attack]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        contents = vars(importlib.import_module(f"{__name__}.{module.name}"))
+        for value in contents.values():
+            if isinstance(value, type) and issubclass(value, Attack) and "name" in vars(value):
+                found[value.name] = value
+    return dict(sorted(found.items()))
+
+
+def parse_attack(text: str) -> Attack:
+    """An attack from its name and options: ``name`` or ``name:option=value,option=value``.
+
+    Raises:
+        UsageError: unknown attack or option (with the nearest known one), or an unfit value.
+
+    >>> parse_attack("pgd:steps=100,loss=margin").steps
+    100
+    """
+    name, _, rest = text.strip().partition(":")
+    if name not in registered():
+        raise unknown_name("attack", name, registered())
+    attack = registered()[name]
+    types_of = typing.get_type_hints(attack)
+    known = {field.name: types_of[field.name] for field in dataclasses.fields(attack)}
+    values: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise UsageError(
+                f"expected options of {name} as name=value, got '{part}'; "
+                f"for example {name}:{next(iter(known), 'option')}=..."
+            )
+        if option not in known:
+            raise unknown_name(f"option of attack {name}", option, known)
+        values[option] = _convert(f"{name}:{option}", value, known[option])
+    return attack(**values)
+
+
+def _convert(what: str, value: str, wanted: Any) -> Any:
+    """Text to the type of a field: int, float, bool, str, or one of them with None."""
+    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    if type(None) in options and value.lower() == "none":
+        return None
+    (kind,) = (option for option in options if option is not type(None))
+    try:
+        if kind is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
+                value.lower()
+            ]
+        return kind(value)
+    except (ValueError, KeyError):
+        raise UsageError(f"expected {what} as {kind.__name__}, got '{value}'") from None

@@ -1,0 +1,437 @@
+"""The one driver of all attacks: it judges, counts, drops what has fallen, and restores the model.
+
+Determinism: the rows of a batch are always a multiple of ``ALIGNMENT``. Matrix kernels treat the
+rows left over at the end of a batch with other instructions than full groups of rows, so a
+sample's logits could differ in the last bits with its batch, and an iterative attack amplifies
+that. With aligned batches the arithmetic of a row does not hang on its neighbours (measured on
+CPU for linear, convolutional and residual networks), so neither do results on the batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustann.attacks.base import Attack, State
+from robustann.attacks.losses import Loss, margin
+from robustann.errors import DataError, ModelError
+from robustann.rng import SampleRandom
+from robustann.threat import ThreatModel, check_images
+
+ALIGNMENT = 8
+# On an accelerator, asking which samples have fallen waits for the device: ask seldom.
+_ACCELERATOR_COMPACTION = 5
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack did to N images. All tensors lie on the CPU, one row a sample.
+
+    Attributes:
+        adversarial: the final images, float32 (N, C, H, W), always within the threat model: the
+            first adversarial one where the attack succeeded, else the one of smallest margin.
+        success: whether the final image, judged in float32, is classified wrongly (targeted: as
+            the wanted class). True also where the original already was; the image is then the
+            original.
+        distance: of the final image to the original, in the norm of the threat model, float64.
+        margin: of the final image: logit of the label minus the largest other one (targeted: the
+            largest other one minus the wanted one's). Negative where successful.
+        prediction: the class predicted for the final image.
+        forwards: images of this sample that were passed through the model.
+        backwards: gradients with respect to this sample that were computed.
+        first_success: forwards up to the first adversarial image, -1 where there was none.
+        attack: the attack with its hyper-parameters.
+    """
+
+    adversarial: Tensor
+    success: Tensor
+    distance: Tensor
+    margin: Tensor
+    prediction: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    first_success: Tensor
+    attack: Attack
+
+    @property
+    def success_rate(self) -> float:
+        """Share of all N images for which ``success`` holds."""
+        return float(self.success.float().mean())
+
+    @classmethod
+    def concatenate(cls, parts: list[AttackResult]) -> AttackResult:
+        """The results of consecutive batches of one attack as one."""
+        names = [name for name in cls.__dataclass_fields__ if name != "attack"]
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return cls(**joined, attack=parts[0].attack)
+
+
+@contextmanager
+def frozen(model: nn.Module, seed: int) -> Iterator[None]:
+    """Eval mode, no parameter gradients, own random numbers; all as before at the end.
+
+    Training flags and ``requires_grad`` are restored one by one, and the global random state of
+    the CPU and of the model's device too: a model that draws random numbers draws the same ones
+    for the same ``seed``, and the caller's stream does not notice.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    devices = {
+        tensor.device
+        for tensor in (*model.parameters(), *model.buffers())
+        if tensor.device.type == "cuda"
+    }
+    with (
+        torch.random.fork_rng(devices=sorted(devices, key=str)),
+        # Tensors made under inference mode never take part in autograd.
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        torch.manual_seed(seed)
+        try:
+            model.eval()
+            for parameter, _ in grads:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, flag in grads:
+                parameter.requires_grad_(flag)
+            for module, training in flags:
+                module.training = training
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU if it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _check_logits(logits: Any, rows: int) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != rows:
+        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
+        raise ModelError(
+            f"expected the model to return logits of shape ({rows}, classes), got {came}; "
+            "wrap it so that it maps images to one row of logits each"
+        )
+    return logits.float()
+
+
+def predict_logits(model: nn.Module, x: Tensor, *, batch_size: int = 256, seed: int = 0) -> Tensor:
+    """Float32 logits (N, K) of the images, on the CPU; the model stays as it was.
+
+    Raises:
+        DataError: ``x`` is no batch of float images.
+        ModelError: the output is no row of finite logits an image.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> predict_logits(model, torch.rand(5, 1, 2, 2)).shape
+    torch.Size([5, 3])
+    """
+    check_images(x)
+    device = model_device(model)
+    parts = []
+    with frozen(model, seed), torch.no_grad():
+        for batch in x.split(batch_size):  # type: ignore[no-untyped-call]
+            rows = _aligned_rows(len(batch)).to(device)
+            part = _check_logits(model(batch.to(device)[rows]), len(rows))[: len(batch)]
+            parts.append(part.cpu())
+    logits = torch.cat(parts)
+    bad = int((~logits.isfinite()).any(1).sum())
+    if bad:
+        raise ModelError(
+            f"expected finite logits, got NaN or infinity for {bad} of {len(x)} clean images; "
+            "check the weights and the normalisation"
+        )
+    return logits
+
+
+def _aligned_rows(count: int) -> Tensor:
+    """0..count-1, filled up with copies of row 0 to a multiple of the alignment."""
+    return torch.cat([torch.arange(count), torch.zeros(-count % ALIGNMENT, dtype=torch.int64)])
+
+
+class Oracle:
+    """What an attack sees: the samples still standing, and answers to its queries.
+
+    Attributes:
+        x: the originals, (M, C, H, W).
+        labels: the true (targeted: the wanted) classes, (M,).
+        region: the allowed images around ``x``.
+        random: one random stream a sample, fresh at each start.
+        threat: the threat model.
+        logits: those of the last query, (M, K), detached.
+
+    Every query is counted and judged; M shrinks between steps as samples fall. Some rows may be
+    padding; attacks need not know which.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        random: SampleRandom,
+        judging: bool = True,
+    ) -> None:
+        count = len(x)
+        rows = _aligned_rows(count).to(x.device)
+        self.threat = threat
+        self.x = x[rows]
+        self.labels = labels[rows]
+        self.region = threat.region(self.x)
+        self.random = self._streams = random.select(rows)
+        self.logits = torch.empty(0, device=x.device)
+        self._model = model
+        self._judging = judging
+        self._rows = rows
+        self._standing = torch.arange(len(rows), device=x.device) < count
+        # Best image so far of each row; flushed into ``_kept`` when the row leaves.
+        self._best: State = {
+            "adversarial": self.x.clone(),
+            "margin": torch.full((len(rows),), torch.inf, device=x.device),
+            "success": torch.zeros_like(self._standing),
+            "prediction": torch.full_like(self.labels, -1),
+            "forwards": torch.zeros_like(self.labels),
+            "backwards": torch.zeros_like(self.labels),
+            "first_success": torch.full_like(self.labels, -1),
+        }
+        self._kept: State = {name: value[:count].clone() for name, value in self._best.items()}
+        self._real = self._standing.clone()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (M, K) of ``x``: one forward a sample, judged."""
+        with torch.no_grad():
+            self.logits = _check_logits(self._model(x), len(x))
+        self._judge(x)
+        return self.logits
+
+    def gradient(self, x: Tensor, loss: Loss) -> Tensor:
+        """Gradient of the loss with respect to ``x``: one forward and one backward a sample.
+
+        The loss is summed over samples, so no gradient hangs on the batch. Entries that are not
+        finite count as zero.
+
+        Raises:
+            ModelError: the output does not depend on the input in a differentiable way.
+        """
+        x = x.detach().requires_grad_()
+        logits = _check_logits(self._model(x), len(x))
+        if not logits.requires_grad:
+            raise ModelError(
+                "expected a differentiable model, but its output carries no gradient; remove "
+                "no_grad, detach or argmax from its forward pass, or use an attack that needs "
+                "no gradients"
+            )
+        total = loss(logits, self.labels, self.threat.targeted).sum()
+        (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
+        if gradient is None:
+            raise ModelError(
+                "expected the logits to depend on the image, but they do not; check the model's "
+                "forward pass"
+            )
+        self.logits = logits.detach()
+        self._best["backwards"] += self._standing
+        self._judge(x.detach())
+        return gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _judge(self, x: Tensor) -> None:
+        if not self._judging:
+            return
+        best, standing = self._best, self._standing
+        best["forwards"] += standing
+        prediction = self.logits.argmax(1)
+        hit = prediction == self.labels
+        fallen = hit if self.threat.targeted else ~hit
+        gap = -margin(self.logits, self.labels, self.threat.targeted)
+        gap = gap.nan_to_num(nan=torch.inf)
+        # A tie in the logits can be won or lost: what counts is the prediction.
+        better = standing & (fallen | (gap < best["margin"]))
+        shape = (-1,) + (1,) * (x.dim() - 1)
+        best["adversarial"] = torch.where(better.view(shape), x, best["adversarial"])
+        best["margin"] = torch.where(better, gap, best["margin"])
+        best["prediction"] = torch.where(better, prediction, best["prediction"])
+        new = standing & fallen
+        best["success"] |= new
+        best["first_success"] = torch.where(new, best["forwards"], best["first_success"])
+        self._standing = standing & ~fallen
+
+    def restart(self, start: int) -> None:
+        """Fresh random streams for the samples that still stand."""
+        self.random = self._streams.fork("start", start)
+
+    def compact(self, state: State) -> State:
+        """Drop the samples that have fallen, down to an aligned number of rows."""
+        standing = int(self._standing.sum())
+        size = standing + (-standing % ALIGNMENT)
+        if size == len(self):
+            return state
+        # Some fallen rows stay on as padding.
+        order = torch.argsort(self._standing.logical_not().to(torch.uint8), stable=True)
+        keep, leave = order[:size].sort().values, order[size:]
+        self._flush(leave)
+        self.x, self.labels = self.x[keep], self.labels[keep]
+        self.region, self.random = self.region.select(keep), self.random.select(keep)
+        self._streams = self._streams.select(keep)
+        if len(self.logits):
+            self.logits = self.logits[keep]
+        self._rows, self._real = self._rows[keep], self._real[keep]
+        self._standing = self._standing[keep]
+        self._best = {name: value[keep] for name, value in self._best.items()}
+        return {name: value[keep] for name, value in state.items()}
+
+    def _flush(self, positions: Tensor) -> None:
+        positions = positions[self._real[positions]]
+        rows = self._rows[positions]
+        for name, value in self._best.items():
+            self._kept[name][rows] = value[positions]
+
+    def finish(self) -> State:
+        """Everything kept of every sample, in the original order."""
+        self._flush(torch.arange(len(self), device=self._rows.device))
+        return self._kept
+
+
+def run(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    random: SampleRandom,
+    known_correct: bool = False,
+) -> AttackResult:
+    """Attack one batch of images and judge the outcome.
+
+    A sample that has fallen leaves the batch at once; each success is confirmed by a forward of
+    its own in float32 on the final image, projected once more.
+
+    Args:
+        attack: what to run.
+        model: maps images in [0, 1] to logits. It is left exactly as it was.
+        x: float images (N, C, H, W) within the bounds of ``threat``.
+        labels: int64 (N,): the true classes, or the wanted ones of a targeted threat.
+        threat: what the attacker may do.
+        random: one stream a sample.
+        known_correct: skip the first look at the originals; the caller knows that none of them
+            is adversarial already.
+
+    Raises:
+        UsageError: the attack does not support the norm.
+        DataError: images or labels are unfit.
+        ModelError: the model's output is unfit or carries no gradient.
+    """
+    attack.check(threat)
+    check_images(x, threat.bounds)
+    check_labels(labels, len(x))
+    device = model_device(model)
+    x, labels = x.detach().to(device, torch.float32).clone(), labels.to(device).clone()
+    compaction = 1 if device.type == "cpu" else _ACCELERATOR_COMPACTION
+    streams = random.to(device).fork(attack.label)
+    with frozen(model, random.seed):
+        oracle = Oracle(model, x, labels, threat, streams)
+        if not known_correct:
+            check_classes(labels, oracle.forward(oracle.x).shape[1])
+            oracle.compact({})
+        for start in range(attack.starts):
+            if not len(oracle):
+                break
+            oracle.restart(start)
+            state = attack.init(oracle)
+            for iteration in range(attack.iterations):
+                state = attack.step(oracle, state, iteration)
+                if (iteration + 1) % compaction == 0:
+                    state = oracle.compact(state)
+                    if not len(oracle):
+                        break
+            else:
+                oracle.forward(state["x"])
+                oracle.compact({})
+        kept = oracle.finish()
+        return _verified(kept, model, x, labels, threat, attack)
+
+
+def _verified(
+    kept: State, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, attack: Attack
+) -> AttackResult:
+    """Judge the final image of every claimed success again, in float32, inside the region."""
+    final = threat.project(kept["adversarial"], x)
+    claimed = kept["success"].nonzero().squeeze(1)
+    if len(claimed):
+        rows = claimed[_aligned_rows(len(claimed)).to(claimed.device)]
+        with torch.no_grad():
+            logits = _check_logits(model(final[rows]), len(rows))[: len(claimed)]
+        hit = logits.argmax(1) == labels[claimed]
+        kept["success"][claimed] = hit if threat.targeted else ~hit
+        kept["prediction"][claimed] = logits.argmax(1)
+        kept["margin"][claimed] = -margin(logits, labels[claimed], threat.targeted)
+        kept["forwards"][claimed] += 1
+    cpu = {name: value.cpu() for name, value in kept.items()}
+    cpu["adversarial"] = final.cpu()
+    return AttackResult(**cpu, distance=threat.distance(final, x).cpu(), attack=attack)
+
+
+def craft(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    random: SampleRandom,
+) -> Tensor:
+    """The last proposal of one start of an attack, for adversarial training: not judged.
+
+    No sample leaves early and nothing is kept on the way, so a batch costs what the bare loop
+    costs. Crafted in eval mode with frozen parameters; the model is left as it was.
+
+    Returns:
+        Images like ``x``, within the threat model, on the same device.
+    """
+    attack.check(threat)
+    with frozen(model, random.seed):
+        x = x.detach().clone()
+        oracle = Oracle(model, x, labels, threat, random, judging=False)
+        state = attack.init(oracle)
+        for iteration in range(attack.iterations):
+            state = attack.step(oracle, state, iteration)
+        return state["x"][: len(x)].detach()
+
+
+def check_labels(labels: Tensor, count: int) -> None:
+    """Refuse labels that are not int64 (count,) and at least 0.
+
+    Raises:
+        DataError: with what was expected and what came.
+    """
+    expected = f"expected {count} integer labels (N,) of at least 0"
+    if labels.dim() != 1 or len(labels) != count or labels.dtype != torch.int64:
+        raise DataError(
+            f"{expected}, got shape {tuple(labels.shape)} and type {labels.dtype}; "
+            "give one int64 class a sample, not one-hot rows"
+        )
+    if count and int(labels.min()) < 0:
+        raise DataError(f"{expected}, got {int(labels.min())}; number the classes from 0")
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Refuse labels that the model has no logit for.
+
+    Raises:
+        DataError: with what was expected and what came.
+    """
+    if len(labels) and int(labels.max()) >= classes:
+        raise DataError(
+            f"expected labels from 0 to {classes - 1}, for the model returns {classes} logits, "
+            f"got {int(labels.max())}; check that the model belongs to this data"
+        )
