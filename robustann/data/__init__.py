@@ -1,0 +1,19 @@
+"""Image data: three parts (train, validation, test) of images in [0, 1] with integer labels."""
+
+from __future__ import annotations
+
+from robustann.data.arrays import tensor_split
+from robustann.data.augmentation import Augmentation
+from robustann.data.loading import DATASETS, ImageData, load_data
+from robustann.data.splits import Split, StreamSplit, TensorSplit
+
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "ImageData",
+    "Split",
+    "StreamSplit",
+    "TensorSplit",
+    "load_data",
+    "tensor_split",
+]

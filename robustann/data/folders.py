@@ -1,0 +1,233 @@
+"""Image files in one folder a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustann.data.splits import (
+    Split,
+    StreamSplit,
+    TensorSplit,
+    default_threads,
+    fits_in_memory,
+)
+from robustann.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SAMPLED = 512
+_LARGEST_KEPT = 128
+_DEFAULT_SIZE = 224
+
+
+def load_folder(
+    path: Path, image_size: int | None = None
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """The parts that a folder holds (``train`` alone, or more) and its class names.
+
+    PATH/train with PATH/test, PATH/val or both, each with a folder a class; or PATH with a
+    folder a class, which gives ``train`` alone. PATH/val is the test part where PATH/test is
+    missing. Classes are numbered by name.
+
+    Args:
+        path: the folder.
+        image_size: side in pixels of the square that images are resized and cropped to. By
+            default images stay as they are where all those sampled have one size of at most
+            128 pixels, and become 224x224 otherwise.
+
+    Raises:
+        UsageError: no such folder, or an image size under 1.
+        DataError: no classes, a class without images, classes that differ between the parts,
+            an image that cannot be decoded.
+
+    >>> load_folder(Path("nowhere"))
+    Traceback (most recent call last):
+    robustann.errors.UsageError: expected a folder of images, got 'nowhere', which is no folder...
+    """
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"expected an image size of at least 1 pixel, got {image_size}")
+    if not path.is_dir():
+        raise UsageError(
+            f"expected a folder of images, got '{path}', which is no folder; correct the path"
+        )
+    folders = _parts(path)
+    class_names = tuple(_folders_in(folders["train"]))
+    if len(class_names) < 2:
+        raise DataError(
+            f"expected '{folders['train']}' to hold one folder a class, at least two, "
+            f"got {list(class_names)}; sort the images into folders"
+        )
+    listed = {part: _list_files(folder, class_names) for part, folder in folders.items()}
+    shape = _shape([file for files, _ in listed.values() for file in files], image_size)
+    count = sum(len(files) for files, _ in listed.values())
+    keep = fits_in_memory(count * shape[0] * shape[1] * shape[2])
+    parts: dict[str, Split] = {}
+    for part, (files, labels) in listed.items():
+        reader = _Reader(tuple(files), shape)
+        parts[part] = (
+            TensorSplit(_read_all(reader), labels) if keep else StreamSplit(reader, labels, shape)
+        )
+    return parts, class_names
+
+
+def pixels(image: Image, *, grey: bool) -> Tensor:
+    """uint8 (C, H, W) of a PIL image: one channel if ``grey``, else three.
+
+    >>> from PIL import Image
+    >>> pixels(Image.new("L", (4, 2), 7), grey=False).shape
+    torch.Size([3, 2, 4])
+    """
+    array = np.array(_in_mode(image, grey))
+    return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Decodes file ``i`` to uint8 (C, H, W)."""
+
+    files: tuple[Path, ...]
+    shape: tuple[int, int, int]
+
+    def __call__(self, index: int) -> Tensor:
+        from PIL import Image
+
+        path = self.files[index]
+        channels, height, width = self.shape
+        try:
+            with Image.open(path) as opened:
+                image = _in_mode(opened, channels == 1)
+            return pixels(_fitted(image, height, width), grey=channels == 1)
+        # Pillow's decoders raise what they like: OSError, SyntaxError, ValueError, struct.error.
+        except Exception as error:
+            raise DataError(
+                f"expected an image in '{path}', decoding it failed with "
+                f"{type(error).__name__}: {error}; repair or remove the file"
+            ) from error
+
+
+def _parts(path: Path) -> dict[str, Path]:
+    train, test, val = path / "train", path / "test", path / "val"
+    # A class may be called "train" too; then it holds images, not folders.
+    if not train.is_dir() or not _folders_in(train):
+        return {"train": path}
+    if test.is_dir() and val.is_dir():
+        return {"train": train, "validation": val, "test": test}
+    if not test.is_dir() and not val.is_dir():
+        raise DataError(
+            f"expected '{test}' or '{val}' beside '{train}', got neither; add one, or name the "
+            f"folder '{train}' itself to have a test part cut from it"
+        )
+    return {"train": train, "test": test if test.is_dir() else val}
+
+
+def _folders_in(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def _list_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], Tensor]:
+    here = set(_folders_in(folder))
+    if here != set(class_names):
+        missing, extra = sorted(set(class_names) - here), sorted(here - set(class_names))
+        raise DataError(
+            f"expected the same class folders in '{folder}' as in train, got "
+            f"{len(missing)} missing {missing[:5]} and {len(extra)} more {extra[:5]}; "
+            "give every part the same classes"
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        found = sorted(
+            Path(where, file)
+            for where, _, names in os.walk(folder / name)
+            for file in names
+            if file.lower().endswith(_EXTENSIONS) and not file.startswith(".")
+        )
+        if not found:
+            raise DataError(
+                f"expected images ({', '.join(_EXTENSIONS)}) in '{folder / name}', got none; "
+                "add some or remove the folder"
+            )
+        files += found
+        labels += [label] * len(found)
+    return files, torch.tensor(labels)
+
+
+def _shape(files: Sequence[Path], image_size: int | None) -> tuple[int, int, int]:
+    """(C, H, W) that suits a sample of the files; only their headers are read."""
+    from PIL import Image
+
+    sizes, grey = set(), True
+    for file in files[:: -(-len(files) // _SAMPLED)]:
+        try:
+            with Image.open(file) as image:
+                sizes.add(image.size)
+                grey = grey and image.mode == "L"
+        except Exception as error:
+            raise DataError(
+                f"expected an image in '{file}', opening it failed with "
+                f"{type(error).__name__}: {error}; repair or remove the file"
+            ) from error
+    channels = 1 if grey else 3
+    if image_size is None and len(sizes) == 1 and max(next(iter(sizes))) <= _LARGEST_KEPT:
+        width, height = sizes.pop()
+        return channels, height, width
+    size = image_size or _DEFAULT_SIZE
+    return channels, size, size
+
+
+def _in_mode(image: Image, grey: bool) -> Image:
+    mode = "L" if grey else "RGB"
+    if image.mode == mode:
+        image.load()
+        return image
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit grey at 255 instead of scaling it.
+        from PIL import Image as ImageModule
+
+        values = np.asarray(image).astype(np.float64) / 257
+        image = ImageModule.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        # Pillow warns where such an image goes to RGB at once.
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _fitted(image: Image, height: int, width: int) -> Image:
+    """Resize until the image covers height x width, then crop the centre."""
+    from PIL import Image as ImageModule
+
+    if image.size == (width, height):
+        return image
+    scale = max(width / image.width, height / image.height)
+    wide, high = (
+        max(width, round(image.width * scale)),
+        max(height, round(image.height * scale)),
+    )
+    image = image.resize((wide, high), ImageModule.Resampling.BILINEAR)
+    left, top = (wide - width) // 2, (high - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _read_all(reader: _Reader) -> Tensor:
+    images = torch.empty((len(reader.files), *reader.shape), dtype=torch.uint8)
+
+    def read(index: int) -> None:
+        images[index] = reader(index)
+
+    with ThreadPoolExecutor(default_threads()) as pool:
+        # Consuming the results raises the first error.
+        for _ in pool.map(read, range(len(images))):
+            pass
+    return images

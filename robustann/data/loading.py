@@ -1,0 +1,358 @@
+"""``load_data``: a dataset named by text, always in three parts."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustann.data.arrays import tensor_split
+from robustann.data.augmentation import Augmentation
+from robustann.data.splits import Split, StreamSplit, TensorSplit, fits_in_memory
+from robustann.errors import DataError, UsageError, unknown_name
+from robustann.factory import call_factory, is_factory
+
+DATASETS: dict[str, str] = {
+    "digits": "8x8 grey digits, 10 classes, 1,797 images; comes with scikit-learn, no download",
+    "mnist": "28x28 grey digits, 10 classes, 60,000 + 10,000 images",
+    "fashion-mnist": "28x28 grey clothes, 10 classes, 60,000 + 10,000 images",
+    "cifar10": "32x32 colour objects, 10 classes, 50,000 + 10,000 images",
+    "cifar100": "32x32 colour objects, 100 classes, 50,000 + 10,000 images",
+    "imagefolder:PATH": "your images: PATH/train/CLASS/ and PATH/test/CLASS/, or PATH/CLASS/",
+    "pkg.module:factory": "your function, which returns the images and labels",
+}
+
+# Never the seed of a run: two runs that are compared must hold out the same images.
+_SPLIT_SEED = 1797
+_TEST_FRACTION = 0.2
+_VALIDATION_FRACTION = 0.1
+
+_TORCHVISION = {
+    "mnist": ("MNIST", Augmentation()),
+    "fashion-mnist": ("FashionMNIST", Augmentation(pad=2)),
+    "cifar10": ("CIFAR10", Augmentation(pad=4, flip=True)),
+    "cifar100": ("CIFAR100", Augmentation(pad=4, flip=True)),
+}
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A dataset in three parts, with the names of its classes.
+
+    ``test`` is for the final evaluation alone; choices are made on ``validation``.
+
+    Raises:
+        DataError: parts of different image shapes, labels without a class name, names that
+            are not unique, an empty part.
+
+    >>> data = load_data("digits")
+    >>> data.num_classes, data.shape
+    (10, (1, 8, 8))
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
+            raise DataError(
+                f"expected at least two classes with unique names for '{self.name}', "
+                f"got {list(self.class_names[:10])}; name every class once"
+            )
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        for part, split in parts.items():
+            if not len(split):
+                raise DataError(f"the {part} part of '{self.name}' is empty; give it images")
+            if split.shape != self.train.shape:
+                raise DataError(
+                    f"expected all parts of '{self.name}' to have images of the shape "
+                    f"{self.train.shape}, got {split.shape} in {part}; resize them to one size"
+                )
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise DataError(
+                    f"expected labels from 0 to {self.num_classes - 1} in the {part} part of "
+                    f"'{self.name}', got {low} to {high}; give a name for every class"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.train.shape
+
+    def to(self, device: str | torch.device) -> ImageData:
+        """The same data; images come on ``device``."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+        )
+
+
+def load_data(
+    spec: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+) -> ImageData:
+    """Load a dataset in three parts: train, validation, test.
+
+    The test part is the dataset's own where it has one, otherwise a stratified fifth. The
+    validation part is a stratified tenth cut from train, always the same one.
+
+    What takes under a quarter of the free memory is decoded once; the rest is decoded on demand.
+
+    Args:
+        spec: a name in :data:`DATASETS`. ``imagefolder:PATH`` takes PATH/train with PATH/test
+            (or PATH/val, which is the validation part where both are there), or PATH with one
+            folder a class. ``pkg.module:factory`` returns an :class:`ImageData`, or a dict with
+            ``train`` and ``test``, each an (x, y) pair or a PyTorch Dataset of (image, label),
+            and if it likes ``validation``, ``class_names`` and ``augmentation``.
+        root: where MNIST, Fashion-MNIST and CIFAR lie; default: the environment variable
+            ``ROBUSTANN_DATA``, else ``data``.
+        download: fetch those into ``root`` where they are absent.
+        image_size: side in pixels that an image folder is resized and cropped to; default: as
+            they are where all have one size of at most 128 pixels, else 224.
+
+    Raises:
+        UsageError: an unknown name, a path that is not there, a dataset that is absent.
+        DataError: damaged files, too few images, what a factory returned or raised.
+
+    >>> data = load_data("digits")
+    >>> len(data.train), len(data.validation), len(data.test)
+    (1293, 144, 360)
+    """
+    from robustann.data.folders import load_folder
+
+    prefix, colon, rest = spec.partition(":")
+    if colon and prefix == "imagefolder":
+        parts, names = load_folder(Path(rest).expanduser(), image_size)
+        shape = parts["train"].shape
+        side = min(shape[1:])
+        # A shift of 4 pixels suits 32x32; smaller images bear less.
+        pad = min(4, side // 8) if side <= 64 else 0
+        return _in_three(spec, parts, names, Augmentation(pad=pad, flip=True))
+    if image_size is not None:
+        raise UsageError(
+            f"image_size {image_size} applies to imagefolder:PATH alone, got '{spec}'; leave it out"
+        )
+    if spec == "digits":
+        return _digits()
+    if spec in _TORCHVISION:
+        folder = Path(root or os.environ.get("ROBUSTANN_DATA") or "data").expanduser()
+        return _torchvision(spec, folder, download)
+    if is_factory(spec):
+        return _from_factory(spec)
+    if Path(spec).is_dir():
+        raise UsageError(f"expected a dataset, got the folder '{spec}'; use 'imagefolder:{spec}'")
+    raise unknown_name("dataset", spec, DATASETS)
+
+
+def cut(labels: Tensor, fraction: float, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Positions of what stays and of a stratified part, both ascending; always the same ones.
+
+    Args:
+        labels: int64 (N,).
+        fraction: size of the part, of N; at least one image a class.
+        class_names: for messages.
+
+    Raises:
+        DataError: a class that occurs once cannot be in both.
+
+    >>> stay, part = cut(torch.tensor([0, 0, 0, 1, 1, 1]), 0.3, ["a", "b"])
+    >>> len(stay), len(part)
+    (4, 2)
+    """
+    from sklearn.model_selection import train_test_split
+
+    counts = torch.bincount(labels, minlength=len(class_names))
+    present = int((counts > 0).sum())
+    if bool((counts == 1).any()):
+        scarce = [class_names[i] for i in (counts == 1).nonzero().flatten().tolist()]
+        raise DataError(
+            f"expected at least two images of every class, to hold some out, got one of {scarce}; "
+            "add images or remove the class"
+        )
+    size = max(math.ceil(fraction * len(labels)), present)
+    stay, part = train_test_split(
+        torch.arange(len(labels)).numpy(),
+        test_size=size,
+        random_state=_SPLIT_SEED,
+        stratify=labels.numpy(),
+    )
+    return torch.from_numpy(stay).sort().values, torch.from_numpy(part).sort().values
+
+
+def _in_three(
+    name: str, parts: Mapping[str, Split], names: Sequence[str], augmentation: Augmentation
+) -> ImageData:
+    """Cut what is missing of validation and test from train."""
+    train, test, validation = parts["train"], parts.get("test"), parts.get("validation")
+    if test is None:
+        stay, part = cut(train.labels, _TEST_FRACTION, names)
+        train, test = train.subset(stay), train.subset(part)
+    if validation is None:
+        stay, part = cut(train.labels, _VALIDATION_FRACTION, names)
+        train, validation = train.subset(stay), train.subset(part)
+    return ImageData(name, train, validation, test, tuple(names), augmentation)
+
+
+def _digits() -> ImageData:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images.astype("uint8")).unsqueeze(1)
+    split = TensorSplit(images, torch.from_numpy(bunch.target.astype("int64")), scale=16)
+    return _in_three("digits", {"train": split}, [str(i) for i in range(10)], Augmentation())
+
+
+def _torchvision(name: str, root: Path, download: bool) -> ImageData:
+    import torchvision
+
+    class_name, augmentation = _TORCHVISION[name]
+    source = getattr(torchvision.datasets, class_name)
+    parts: dict[str, Split] = {}
+    names: Sequence[str] = ()
+    for part, is_train in (("train", True), ("test", False)):
+        try:
+            with warnings.catch_warnings():
+                # NumPy 2.4 warns about how CIFAR's own files were pickled long ago.
+                warnings.simplefilter("ignore")
+                dataset = source(root=str(root), train=is_train, download=download)
+        except Exception as error:
+            if isinstance(error, RuntimeError) and not download:
+                raise UsageError(
+                    f"no whole copy of {name} in '{root}'; pass --download (download=True) to "
+                    "fetch it, or --data-root (root=...) to say where it lies"
+                ) from error
+            problem = "could not be downloaded to" if download else "is damaged in"
+            raise DataError(
+                f"{name} {problem} '{root}' ({type(error).__name__}: {error}); check the "
+                "connection, or delete the folder and download it again"
+            ) from error
+        images = torch.as_tensor(dataset.data)
+        # MNIST is (N, H, W), CIFAR (N, H, W, C).
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        parts[part] = TensorSplit(
+            images.contiguous(), torch.as_tensor(dataset.targets, dtype=torch.int64)
+        )
+        names = dataset.classes
+    if name == "mnist":
+        # torchvision calls them "0 - zero".
+        names = [str(i) for i in range(10)]
+    return _in_three(name, parts, names, augmentation)
+
+
+def _from_factory(spec: str) -> ImageData:
+    made = call_factory(spec, "dataset", DataError)
+    if isinstance(made, ImageData):
+        return made
+    allowed = {"train", "test", "validation", "class_names", "augmentation"}
+    if not isinstance(made, Mapping) or not {"train", "test"} <= made.keys() <= allowed:
+        came = f"a dict with {sorted(map(str, made))}" if isinstance(made, Mapping) else type(made)
+        raise DataError(
+            f"expected '{spec}' to return an ImageData, or a dict with 'train' and 'test' (and "
+            f"'validation', 'class_names', 'augmentation' if it likes), got {came}"
+        )
+    names = made.get("class_names")
+    parts = {
+        part: _user_part(f"the {part} part of '{spec}'", made[part], names and len(names))
+        for part in ("train", "validation", "test")
+        if made.get(part) is not None
+    }
+    if names is None:
+        count = 1 + max(int(split.labels.max()) for split in parts.values())
+        names = [str(i) for i in range(count)]
+    augmentation = made.get("augmentation") or Augmentation()
+    if not isinstance(augmentation, Augmentation):
+        raise DataError(
+            f"expected 'augmentation' of '{spec}' to be a robustann.data.Augmentation, "
+            f"got {type(augmentation).__name__}"
+        )
+    return _in_three(spec, parts, [str(name) for name in names], augmentation)
+
+
+def _user_part(where: str, part: Any, num_classes: int | None) -> Split:
+    try:
+        if isinstance(part, Split):
+            return part
+        if isinstance(part, (tuple, list)) and len(part) == 2:
+            return tensor_split(part[0], part[1], num_classes=num_classes)
+        if hasattr(part, "__getitem__") and hasattr(part, "__len__") and len(part):
+            return _from_dataset(part, num_classes)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    raise DataError(
+        f"expected {where} to be an (x, y) pair or a PyTorch Dataset of (image, label) that is "
+        f"not empty, got {type(part).__name__}; return one of these"
+    )
+
+
+def _from_dataset(dataset: Any, num_classes: int | None) -> Split:
+    """A map-style PyTorch Dataset, read once if that fits in memory."""
+
+    def item(index: int) -> tuple[Tensor, int]:
+        try:
+            image, label = dataset[index]
+            return _as_image(image), int(label)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"expected item {index} to be (image, label), reading it raised "
+                f"{type(error).__name__}: {error}; correct the Dataset"
+            ) from error
+
+    first, _ = item(0)
+    keep = fits_in_memory(first.nbytes * len(dataset))
+    images, labels = [], []
+    for index in range(len(dataset)):
+        image, label = item(index)
+        if image.shape != first.shape:
+            raise DataError(
+                f"expected all images of the shape {tuple(first.shape)}, got "
+                f"{tuple(image.shape)} at {index}; resize them to one size"
+            )
+        labels.append(label)
+        if keep:
+            images.append(image)
+    if keep:
+        return tensor_split(torch.stack(images), labels, num_classes=num_classes)
+    # One image and all labels are checked here; the images have just been read one by one.
+    tensor_split(first.unsqueeze(0), labels[:1], num_classes=num_classes)
+    channels, height, width = first.shape
+    # One thread: a Dataset is written for worker processes and may not bear threads.
+    return StreamSplit(
+        lambda index: item(index)[0],
+        torch.tensor(labels),
+        (channels, height, width),
+        threads=1,
+    )
+
+
+def _as_image(image: Any) -> Tensor:
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        from robustann.data.folders import pixels
+
+        return pixels(image, grey=image.mode == "L")
+    return torch.as_tensor(image)
