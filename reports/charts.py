@@ -1,0 +1,187 @@
+"""Charts as inline SVG. All text and numbers pass through markupsafe; colours are CSS classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup, escape
+
+from robustann.reports.filters import interval, percent, plain, significant
+from robustann.results import AuditResult, CurvePoint, Interval
+
+
+def _tag(name: str, *children: str, **attributes: str | float | None) -> Markup:
+    """An element: children and attribute values are escaped unless they are Markup already.
+
+    A trailing underscore of an attribute's name is dropped, others become hyphens.
+    """
+    parts = [Markup("<"), Markup(name)]
+    for key, value in attributes.items():
+        if value is not None:
+            text = f"{value:.6g}" if isinstance(value, float) else value
+            parts.append(Markup(' {}="{}"').format(Markup(key.rstrip("_").replace("_", "-")), text))
+    parts.append(Markup(">"))
+    parts.extend(escape(child) for child in children)
+    parts.append(Markup("</{}>").format(Markup(name)))
+    return Markup("").join(parts)
+
+
+def _svg(title: str, description: str, *children: str, **attributes: str | float | None) -> Markup:
+    return _tag(
+        "svg",
+        _tag("title", title),
+        _tag("desc", description),
+        *children,
+        role="img",
+        **attributes,
+    )
+
+
+def _at(share: float) -> str:
+    return f"{100 * min(max(share, 0.0), 1.0):.4g}%"
+
+
+def meter(title: str, value: float, span: Interval, chance: float, kind: str) -> Markup:
+    """A bar from 0 to 100 % with its confidence interval and a mark at chance.
+
+    ``kind`` is a CSS class (clean, attack, control, worst). It stretches with its column.
+
+    >>> "<title>PGD</title>" in meter("PGD", 0.5, Interval(low=0.4, high=0.6), 0.1, "attack")
+    True
+    """
+    says = f"{percent(value)}, 95 % interval {interval(span)}; chance {percent(chance)}"
+    return _svg(
+        plain(title),
+        says,
+        _tag("rect", class_="track", x="0", y="4", width="100%", height="12", rx="2"),
+        _tag("rect", class_="bar", x="0", y="4", width=_at(value), height="12", rx="2"),
+        _tag("line", class_="chance", x1=_at(chance), x2=_at(chance), y1="0", y2="20"),
+        _tag("line", class_="whisker", x1=_at(span.low), x2=_at(span.high), y1="10", y2="10"),
+        _tag("line", class_="whisker", x1=_at(span.low), x2=_at(span.low), y1="6", y2="14"),
+        _tag("line", class_="whisker", x1=_at(span.high), x2=_at(span.high), y1="6", y2="14"),
+        class_=f"meter {kind}",
+        height="20",
+    )
+
+
+def dumbbell(title: str, clean: float, worst: float) -> Markup:
+    """Two marks on a line from 0 to 100 %: a ring for clean, a disc for the worst case.
+
+    >>> "recall 90.0" in dumbbell("cat", 0.9, 0.2)
+    True
+    """
+    return _svg(
+        plain(title),
+        f"clean recall {percent(clean)}, worst case {percent(worst)}",
+        _tag("line", class_="track", x1="0", x2="100%", y1="8", y2="8"),
+        _tag("line", class_="drop", x1=_at(worst), x2=_at(clean), y1="8", y2="8"),
+        _tag("circle", class_="clean", cx=_at(clean), cy="8", r="4"),
+        _tag("circle", class_="worst", cx=_at(worst), cy="8", r="4"),
+        class_="dumbbell",
+        height="16",
+    )
+
+
+_WIDTH, _HEIGHT = 640.0, 360.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 20.0, 28.0, 62.0
+
+
+def curve(result: AuditResult) -> Markup:
+    """Robust accuracy over eps with its confidence band, chance, and the audited eps.
+
+    >>> curve.__name__
+    'curve'
+    """
+    threat = result.threat
+    points = sorted(result.curve, key=lambda point: point.eps)
+    unit, per_unit = ("/255", 255.0) if threat.eps_text.strip().endswith("/255") else ("", 1.0)
+    last = max(points[-1].eps, threat.eps) or 1.0
+
+    def x(eps: float) -> float:
+        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * eps / last, 2)
+
+    def y(share: float) -> float:
+        return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share, 2)
+
+    left, right, top, bottom = x(0), x(last), y(1), y(0)
+    shapes = []
+    for tenth in range(0, 101, 25):
+        level = y(tenth / 100)
+        shapes += [
+            _tag("line", class_="grid", x1=left, x2=right, y1=level, y2=level),
+            _tag("text", f"{tenth} %", class_="tick end", x=left - 8, y=level + 5),
+        ]
+    for tick in _ticks(last * per_unit):
+        place = x(tick / per_unit)
+        label = f"{significant(tick)}{unit if tick else ''}"
+        shapes += [
+            _tag("line", class_="grid", x1=place, x2=place, y1=bottom, y2=bottom + 5),
+            _tag("text", label, class_="tick middle", x=place, y=bottom + 22),
+        ]
+    shapes.append(
+        _tag(
+            "text",
+            f"eps ({plain(threat.norm, 20)})",
+            class_="axis middle",
+            x=(left + right) / 2,
+            y=_HEIGHT - 8,
+        )
+    )
+    band = [(x(p.eps), y(p.interval.high)) for p in points]
+    band += [(x(p.eps), y(p.interval.low)) for p in reversed(points)]
+    line = [(x(p.eps), y(p.robust_accuracy)) for p in points]
+    audited = x(threat.eps)
+    # The label turns to the side that has room.
+    side = "end" if audited > (left + right) / 2 else "start"
+    shapes += [
+        _tag("polygon", class_="band", points=_path(band)),
+        _tag("line", class_="chance", x1=left, x2=right, y1=y(result.chance), y2=y(result.chance)),
+        _tag(
+            "text",
+            f"chance {percent(result.chance)}",
+            class_="note start",
+            x=left + 6,
+            y=y(result.chance) - 6,
+        ),
+        _tag("line", class_="audited", x1=audited, x2=audited, y1=top - 8, y2=bottom),
+        _tag(
+            "text",
+            f"audited eps {plain(threat.eps_text, 20)}",
+            class_=f"note {side}",
+            x=audited + (-6 if side == "end" else 6),
+            y=top - 12,
+        ),
+        _tag("polyline", class_="line", points=_path(line)),
+    ]
+    shapes += [_point(p, px, py) for p, (px, py) in zip(points, line, strict=True)]
+    return _svg(
+        "Robust accuracy over eps",
+        "; ".join(
+            f"eps {significant(p.eps)}: {percent(p.robust_accuracy)} ({interval(p.interval)})"
+            for p in points
+        ),
+        *shapes,
+        class_="curve",
+        viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
+    )
+
+
+def _point(point: CurvePoint, x: float, y: float) -> Markup:
+    says = (
+        f"eps {significant(point.eps)}: {percent(point.robust_accuracy)}, "
+        f"interval {interval(point.interval)}"
+    )
+    return _tag("circle", _tag("title", says), class_="point", cx=x, cy=y, r="4")
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
+
+
+def _ticks(last: float) -> list[float]:
+    """Round values from 0 to ``last``, four to seven of them."""
+    rough = last / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough * 0.999)
+    return [round(step * i, 12) for i in range(math.floor(last / step + 1e-6) + 1)]

@@ -1,0 +1,131 @@
+"""How numbers and names are written in a report."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+
+from markupsafe import Markup
+
+from robustann.results import Interval
+
+# A thin space that does not break a line, between a number and its unit.
+THIN = "\u202f"
+NOTHING = "–"  # noqa: RUF001
+
+# Control characters, line and paragraph separators, and marks that turn the reading direction:
+# they could make a title, an alternative text or a row read as something else than it is.
+_UNSHOWN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def plain(value: object, limit: int = 300) -> str:
+    """``value`` as one safe run of text: odd control characters shown as U+FFFD, then clipped.
+
+    >>> plain("cat\\x00", 10), plain("abcdefgh", 5)
+    ('cat�', 'abcd…')
+    """
+    text = str(value)
+    shown = _UNSHOWN.sub("\ufffd", text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def name(value: object, limit: int = 40) -> Markup:
+    """A name from outside, isolated from the text around it; clipped, with more in its title.
+
+    >>> name("<b>")
+    Markup('<bdi class="name">&lt;b&gt;</bdi>')
+    """
+    short, full = plain(value, limit), plain(value)
+    if short == full:
+        return Markup('<bdi class="name">{}</bdi>').format(short)
+    return Markup('<bdi class="name" title="{}">{}</bdi>').format(full, short)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as percent.
+
+    >>> percent(0.4321), percent(None)
+    ('43.2\\u202f%', '–')
+    """
+    return NOTHING if value is None else f"{100 * value:.{digits}f}{THIN}%"
+
+
+def interval(value: Interval | None) -> str:
+    """A confidence interval of a share.
+
+    >>> interval(Interval(low=0.4, high=0.5))
+    '40.0 to 50.0\\u202f%'
+    """
+    if value is None:
+        return NOTHING
+    return f"{100 * value.low:.1f} to {100 * value.high:.1f}{THIN}%"
+
+
+def count(value: int) -> str:
+    """A whole number with thousands apart.
+
+    >>> count(12345)
+    '12,345'
+    """
+    return f"{value:,}"
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number to so many significant digits, without needless zeros.
+
+    >>> significant(0.031372), significant(12345.0), significant(None)
+    ('0.0314', '12,345', '–')
+    """
+    if value is None:
+        return NOTHING
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that reads best.
+
+    >>> duration(0.0421), duration(75.0), duration(4000.0), duration(None)
+    ('0.04\\u202fs', '1\\u202fmin 15\\u202fs', '1\\u202fh 07\\u202fmin', '–')
+    """
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.{2 if seconds < 10 else 0}f}{THIN}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{THIN}min {rest:02d}{THIN}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}{THIN}h {minutes:02d}{THIN}min"
+
+
+def image_size(png: str) -> tuple[int, int] | None:
+    """Width and height of a PNG in base64, from its header; None if it is no PNG.
+
+    >>> image_size("bm8gaW1hZ2U=") is None
+    True
+    """
+    try:
+        head = base64.b64decode(png[:32], validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    if not head.startswith(b"\x89PNG\r\n\x1a\n") or len(head) < 24:
+        return None
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+FILTERS: dict[str, Callable[..., object]] = {
+    "plain": plain,
+    "name": name,
+    "percent": percent,
+    "interval": interval,
+    "count": count,
+    "significant": significant,
+    "duration": duration,
+    "image_size": image_size,
+}

@@ -1,0 +1,264 @@
+"""What the sections show, worked out of a result: no HTML here, no numbers that it does not hold."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from robustann.results import AuditResult, ClassScores, Drift, Interval, Scores
+
+# Up to so many classes a confusion matrix can be read as a table.
+MATRIX_LIMIT = 20
+
+DEFINITIONS: dict[str, str] = {
+    "accuracy": "Share of the audited samples that the model classifies correctly.",
+    "robust accuracy": (
+        "Share of the samples that stay correctly classified under every attack of the audit: "
+        "for each sample, its worst outcome counts. Samples that the model gets wrong unattacked "
+        "count as wrong."
+    ),
+    "interval": (
+        "Wilson's 95 % confidence interval. It covers the chance in which test samples were "
+        "drawn, not the strength of the attacks nor another training run."
+    ),
+    "chance": "The accuracy of guessing.",
+    "precision": (
+        "Of the samples predicted as a class, the share that belongs to it; averaged over "
+        "classes, each with the same weight (macro)."
+    ),
+    "recall": (
+        "Of the samples of a class, the share predicted as it; averaged over classes, each with "
+        "the same weight (macro)."
+    ),
+    "F1": "The harmonic mean of precision and recall; averaged over classes (macro).",
+    "success rate": (
+        "Samples that the attack broke, divided by the samples it attacked: those that the model "
+        "classified correctly before. 0 % means it broke none, not that none can be broken."
+    ),
+    "median distance": (
+        "Median, over the samples that the attack broke, of the distance between the clean and "
+        "the attacked image, in the norm of the threat model."
+    ),
+    "propagations": (
+        "Forward plus backward passes of single images: what an attack costs, whatever the "
+        "machine. Per image: divided by the samples attacked."
+    ),
+    "added": "Samples that this attack broke and no earlier one in the table did.",
+    "control": (
+        "Not an attack but a yardstick: random noise in the same threat model. An attack that "
+        "does not beat it has found nothing."
+    ),
+    "Spearman": (
+        "Rank correlation between two attribution maps: 1 is the same order of pixels, 0 is no "
+        "relation."
+    ),
+    "top 5 %": "Of the 5 % most important pixels of one map, the share that the other map has too.",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The state of the headline, by :data:`VERDICT_RULE`: a colour class, a symbol and words."""
+
+    state: Literal["unknown", "broken", "most", "part", "held"]
+    symbol: str
+    words: str
+
+
+VERDICTS = (
+    Verdict("broken", "×", "No better than guessing"),  # noqa: RUF001
+    Verdict("most", "▼", "Most of the accuracy is lost"),
+    Verdict("part", "▽", "Part of the accuracy is lost"),
+    Verdict("held", "●", "No loss found"),
+    Verdict("unknown", "?", "Not measured"),
+)
+VERDICT_RULES = {
+    "broken": "the interval of the robust accuracy reaches down to chance",
+    "most": "the robust accuracy is less than half of the clean accuracy",
+    "part": "at least half is left, but the interval lies under the clean accuracy",
+    "held": "the interval reaches the clean accuracy",
+    "unknown": "no attack ran",
+}
+
+
+def verdict(result: AuditResult) -> Verdict:
+    """The verdict on a result, by the rule that the report states."""
+    worst = result.worst_case.scores
+    state = "held"
+    if all(attack.control for attack in result.attacks):
+        state = "unknown"
+    elif worst.interval.low <= result.chance:
+        state = "broken"
+    elif worst.accuracy < result.clean.accuracy / 2:
+        state = "most"
+    elif worst.interval.high < result.clean.accuracy:
+        state = "part"
+    return next(known for known in VERDICTS if known.state == state)
+
+
+def correct(scores: Scores) -> int:
+    """How many samples were classified correctly."""
+    return sum(row[i] for i, row in enumerate(scores.confusion))
+
+
+def broken(result: AuditResult) -> int:
+    """How many correctly classified samples some attack broke."""
+    return sum(name is not None for name in result.worst_case.broken_by)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the attacks table; what does not apply is None."""
+
+    kind: Literal["clean", "control", "attack", "worst"]
+    label: str
+    scores: Scores
+    succeeded: int | None = None
+    attempted: int | None = None
+    success_rate: float | None = None
+    success_interval: Interval | None = None
+    median_distance: float | None = None
+    per_image: float | None = None
+    forwards: int | None = None
+    backwards: int | None = None
+    seconds: float | None = None
+    added: int | None = None
+
+
+def rows(result: AuditResult) -> list[Row]:
+    """The clean samples, each attack in order, and the worst case over all of them."""
+    found = [Row("clean", "Clean", result.clean)]
+    times: list[float | None] = []
+    for attack in result.attacks:
+        times.append(result.execution.attack_seconds.get(attack.label))
+        spent = attack.forwards + attack.backwards
+        found.append(
+            Row(
+                kind="control" if attack.control else "attack",
+                label=attack.label,
+                scores=attack.scores,
+                succeeded=attack.succeeded,
+                attempted=attack.attempted,
+                success_rate=attack.success_rate,
+                success_interval=attack.success_interval,
+                median_distance=attack.median_distance,
+                per_image=spent / attack.attempted if attack.attempted else None,
+                forwards=attack.forwards,
+                backwards=attack.backwards,
+                seconds=times[-1],
+                added=attack.added,
+            )
+        )
+    attempted, fell = correct(result.clean), broken(result)
+    distances = [d for d in result.worst_case.distance if d is not None]
+    forwards = sum(attack.forwards for attack in result.attacks)
+    backwards = sum(attack.backwards for attack in result.attacks)
+    known = [time for time in times if time is not None]
+    found.append(
+        Row(
+            kind="worst",
+            label="Worst case",
+            scores=result.worst_case.scores,
+            succeeded=fell,
+            attempted=attempted,
+            success_rate=fell / attempted if attempted else None,
+            median_distance=statistics.median(distances) if distances else None,
+            per_image=(forwards + backwards) / attempted if attempted else None,
+            forwards=forwards,
+            backwards=backwards,
+            seconds=sum(known) if known and len(known) == len(times) else None,
+        )
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class, clean and in the worst case."""
+
+    clean: ClassScores
+    worst: ClassScores
+
+
+def classes(result: AuditResult) -> list[ClassRow]:
+    """Classes in order, with their scores clean and in the worst case."""
+    pairs = zip(result.clean.classes, result.worst_case.scores.classes, strict=True)
+    return [ClassRow(clean, worst) for clean, worst in pairs]
+
+
+def weakest(result: AuditResult) -> list[ClassRow]:
+    """The classes of the lowest worst-case recall, among those that have samples."""
+    present = [row for row in classes(result) if row.worst.support]
+    lowest = min((row.worst.recall for row in present), default=0.0)
+    return [row for row in present if row.worst.recall == lowest]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """How many samples of one class an attack turned into another."""
+
+    source: str
+    target: str
+    samples: int
+    share: float
+
+
+def flips(result: AuditResult, limit: int = 10) -> list[Flip]:
+    """The most frequent changes among broken samples, with their share of the class's broken."""
+    worst, labels = result.worst_case, result.clean_samples.label
+    changes = Counter(
+        (label, prediction)
+        for label, prediction, by in zip(labels, worst.prediction, worst.broken_by, strict=True)
+        if by is not None
+    )
+    fallen: Counter[int] = Counter()
+    for (label, _), samples in changes.items():
+        fallen[label] += samples
+    ordered = sorted(changes.items(), key=lambda item: (-item[1], item[0]))[:limit]
+    names = result.class_names
+    return [
+        Flip(names[label], names[prediction], samples, samples / fallen[label])
+        for (label, prediction), samples in ordered
+    ]
+
+
+# From which share of its row a cell takes which shade, darkest first.
+SHADES = ((0.7, 6), (0.4, 5), (0.2, 4), (0.1, 3), (0.05, 2), (0.0, 1))
+
+
+def shade(samples: int, total: int) -> int:
+    """The shade of a confusion cell, 0 (no sample) to 6.
+
+    >>> shade(0, 10), shade(1, 10), shade(10, 10)
+    (0, 3, 6)
+    """
+    if not samples:
+        return 0
+    return next(level for share, level in SHADES if samples / total >= share)
+
+
+def reading(drift: Drift) -> str:
+    """What a row of the drift table says, and what it does not."""
+    attacked, noise = drift.attacked, drift.noise
+    if not attacked.n or attacked.spearman is None or noise.spearman is None:
+        return (
+            "No broken sample had maps to compare: either nothing broke, or the maps are constant "
+            "because the model has no gradient there."
+        )
+    gap = noise.spearman - attacked.spearman
+    if gap >= 0.05:
+        text = "The attack moves this map further than random noise of the same size does."
+    elif gap <= -0.05:
+        text = "The attack moves this map less than random noise of the same size does."
+    else:
+        text = (
+            "The attack moves this map about as far as random noise of the same size does: the "
+            "drift shows how restless the map is, not what the attack did."
+        )
+    if noise.spearman < 0.5:
+        text += " Noise alone already reorders it, so a single map says little."
+    if attacked.n < 20:
+        text += f" With {attacked.n} samples this is no more than a hint."
+    return text
