@@ -1,0 +1,544 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel
+
+from robustann.data import ImageData, Split, TensorSplit
+from robustann.errors import ModelError, RobustannError, UsageError, unknown_name
+from robustann.files import check_writable_folder, write_text
+from robustann.metrics import classification_report
+from robustann.models import ImageClassifier, create_model, resolve_device
+from robustann.rng import SampleRandom
+from robustann.training.checkpoint import load_checkpoint, save_checkpoint
+from robustann.training.config import TrainConfig
+from robustann.training.progress import Display
+from robustann.training.randomness import generator, global_state_kept, seed_global
+from robustann.training.steps import StandardStep, TrainingStep
+
+M = TypeVar("M", bound=nn.Module)
+
+_DEFAULT_EPOCHS = {"mnist": 5}
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(Generic[M]):
+    """A trained model and what is known about it.
+
+    Attributes:
+        model: with the best epoch's weights, in eval mode.
+        metrics: on the test part ``accuracy``, ``accuracy_interval`` (95 %), macro ``precision``,
+            ``recall``, ``f1`` and ``test_size``; ``validation_accuracy`` of the best epoch.
+        history: one row an epoch, as in the log.
+        best_epoch: the epoch with the highest validation accuracy, the later one of equals; the
+            first is 1.
+        epochs_run: epochs trained, those before a resume included.
+        seconds: time spent in them.
+        training: settings and facts as JSON values, for the file beside a saved model.
+
+    >>> from robustann.data import load_data
+    >>> result = train("small-cnn", load_data("digits"), epochs=1)
+    >>> result.best_epoch, len(result.history), result.training["config"]["epochs"]
+    (1, 1, 1)
+    """
+
+    model: M
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+    best_epoch: int
+    epochs_run: int
+    seconds: float
+    training: dict[str, Any]
+
+
+@overload
+def train(
+    model: str,
+    data: ImageData,
+    *,
+    config: TrainConfig | None = ...,
+    step: TrainingStep | None = ...,
+    device: str | torch.device | None = ...,
+    checkpoint: str | os.PathLike[str] | None = ...,
+    log: str | os.PathLike[str] | None = ...,
+    resume: bool = ...,
+    progress: bool = ...,
+    **overrides: Any,
+) -> TrainResult[ImageClassifier]: ...
+
+
+@overload
+def train(
+    model: M,
+    data: ImageData,
+    *,
+    config: TrainConfig | None = ...,
+    step: TrainingStep | None = ...,
+    device: str | torch.device | None = ...,
+    checkpoint: str | os.PathLike[str] | None = ...,
+    log: str | os.PathLike[str] | None = ...,
+    resume: bool = ...,
+    progress: bool = ...,
+    **overrides: Any,
+) -> TrainResult[M]: ...
+
+
+def train(
+    model: str | nn.Module,
+    data: ImageData,
+    *,
+    config: TrainConfig | None = None,
+    step: TrainingStep | None = None,
+    device: str | torch.device | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    log: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    **overrides: Any,
+) -> TrainResult[Any]:
+    """Train on ``data.train``, choose the epoch on ``data.validation``, score on ``data.test``.
+
+    Args:
+        model: an architecture's name, built with the data's classes and the training images' mean
+            and standard deviation; or a module that takes images in [0, 1] and returns logits,
+            which is trained in place and stays on ``device``.
+        data: see :func:`robustann.data.load_data`. The test part is read once, at the end.
+        config: settings; ``overrides`` replace single ones (``epochs=3, seed=1``).
+        step: what a batch contributes; the default is cross-entropy on clean images.
+        device: where to train; None takes the fastest there is.
+        checkpoint: file to write after each epoch; removed once training has finished.
+        log: file with one JSON object an epoch.
+        resume: go on from ``checkpoint`` if it is there, else start afresh.
+        progress: show a bar on stderr, if that is a terminal.
+
+    The caller's random state is the same afterwards as before.
+
+    Raises:
+        UsageError: a wrong setting; or a checkpoint of other settings, data or model.
+        ModelError: the model does not fit the data, or has nothing to train.
+        RobustannError: a damaged checkpoint; a loss that is not finite.
+
+    >>> from robustann.data import load_data
+    >>> result = train("small-cnn", load_data("digits"), epochs=1)
+    >>> result.epochs_run, result.metrics["accuracy"] > 0.2, result.model.training
+    (1, True, False)
+    """
+    config = _configured(config, overrides, data, step)
+    if resume and checkpoint is None:
+        raise UsageError("resume: expected a checkpoint file too, got none; give checkpoint=PATH")
+    for path in (checkpoint, log):
+        if path is not None:
+            check_writable_folder(Path(path).parent)
+    place = resolve_device(None if device is None else str(device))
+    data = data.to(place)
+    with global_state_kept(place):
+        module = _built(model, data, config) if isinstance(model, str) else model
+        step = step or StandardStep(label_smoothing=config.label_smoothing)
+        architecture = model if isinstance(model, str) else type(model).__qualname__
+        run = _Run(module, architecture, data, config, step, place)
+        identity = run.identity() if checkpoint is not None else {}
+        if resume and checkpoint is not None and Path(checkpoint).exists():
+            run.history = load_checkpoint(Path(checkpoint), identity, run.restore)
+        if log is not None:
+            # Written anew from the history: lines of epochs that the checkpoint lacks drop out.
+            write_text(log, "".join(json.dumps(row) + "\n" for row in run.history))
+        with Display(progress, run.epochs, run.steps) as display:
+            while not run.finished:
+                run.epoch(display)
+                if checkpoint is not None:
+                    save_checkpoint(Path(checkpoint), run.state(), identity, run.history)
+                if log is not None:
+                    with Path(log).open("a", encoding="utf-8") as stream:
+                        stream.write(json.dumps(run.history[-1]) + "\n")
+        result = run.result()
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    return result
+
+
+class _Run:
+    """Everything that changes while training, and what changes it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        architecture: str,
+        data: ImageData,
+        config: TrainConfig,
+        step: TrainingStep,
+        device: torch.device,
+    ) -> None:
+        self.model, self.data, self.config, self.step = model, data, config, step
+        self.device = device
+        self.epochs = _epochs(config, data)
+        self.batch_size = min(config.batch_size, len(data.train))
+        self.steps = len(data.train) // self.batch_size
+        self.history: list[dict[str, Any]] = []
+        self.best_weights: dict[str, Tensor] = {}
+        self.facts: dict[str, Any] = {
+            "architecture": architecture,
+            "config": {**asdict(config), "epochs": self.epochs},
+            "step": {"name": step.name, **step.parameters()},
+            "data": {"name": data.name, "augmentation": asdict(data.augmentation)},
+        }
+        self.format = torch.channels_last if config.channels_last else torch.contiguous_format
+        model.to(device)
+        # Before anything copies or lists the parameters: lazy ones get their shape here.
+        self._check_fit()
+        model.to(memory_format=self.format)
+        self.average: AveragedModel | None = None
+        if config.ema:
+            update = _moving_average(config.ema)
+            self.average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+        self.optimizer = torch.optim.SGD(
+            _parameter_groups(model, config.weight_decay),
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=True,
+        )
+        # One step more than there are: the cycle's very last rate is next to nothing.
+        total = self.epochs * self.steps + 1
+        self.schedule = OneCycleLR(
+            self.optimizer, max_lr=config.lr, total_steps=total, cycle_momentum=False
+        )
+        self.forward: Any = torch.compile(model) if config.compile else model
+
+    @property
+    def judged(self) -> nn.Module:
+        """The module whose weights are validated and returned."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def best_epoch(self) -> int:
+        """The best so far, the later one of equals."""
+        return max(self.history, key=lambda row: (_score(row), row["epoch"]))["epoch"]  # type: ignore[no-any-return]
+
+    @property
+    def finished(self) -> bool:
+        if len(self.history) >= self.epochs:
+            return True
+        if self.config.patience is None or not self.history:
+            return False
+        scores = [_score(row) for row in self.history]
+        # An equal score is no improvement here, or a perfect one would never stop.
+        return len(scores) - 1 - scores.index(max(scores)) >= self.config.patience
+
+    def _check_fit(self) -> None:
+        """Two images through the model, before hours of work: does it answer for every class?"""
+        images = self.data.train.images(slice(0, 2))
+        classes = self.data.num_classes
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                logits = self.model(images)
+        except RuntimeError as error:
+            raise ModelError(
+                f"expected a model that takes images of shape {tuple(images.shape[1:])}, "
+                f"got an error from it: {error}; build it for these images"
+            ) from error
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if came != (len(images), classes):
+            raise ModelError(
+                f"expected logits of shape {(len(images), classes)} for {len(images)} images and "
+                f"{classes} classes, got {came}; change the model's last layer"
+            )
+
+    def epoch(self, display: Display) -> None:
+        """Train one epoch, validate, and append a row to the history."""
+        number, started, config = len(self.history) + 1, time.perf_counter(), self.config
+        display.begin(number)
+        begin = getattr(self.step, "begin_epoch", None)
+        if begin is not None:
+            begin(number, self.epochs)
+        seed_global(self.device, config.seed, number)
+        shuffle = generator("order", config.seed, number)
+        augment = generator("augmentation", config.seed, number)
+        order = torch.randperm(len(self.data.train), generator=shuffle)
+        self.forward.train()
+        losses = torch.zeros(self.steps, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        rate = 0.0
+        # The images left over after the last whole batch sit this epoch out.
+        batches = torch.split(order, self.batch_size)[: self.steps]
+        for index, (batch, images) in enumerate(_fetched(self.data.train, batches)):
+            images = self.data.augmentation(images, augment)
+            labels = self.data.train.labels[batch].to(self.device)
+            random = SampleRandom.create(config.seed, batch).fork("train", number)
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=config.precision == "bf16"
+            ):
+                loss, logits = self.step(
+                    self.forward,
+                    images.contiguous(memory_format=self.format),
+                    labels,
+                    random=random.to(self.device),
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if config.clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+            rate = float(self.schedule.get_last_lr()[0])
+            self.optimizer.step()
+            self.schedule.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            losses[index] = loss.detach()
+            correct += (logits.detach().argmax(1) == labels).sum()
+            # Reading a value waits for an accelerator, so not at every step.
+            if index % 16 == 15 or index == self.steps - 1:
+                self._check_finite(losses[: index + 1], number)
+                display.advance(index + 1, float(losses[index]))
+        self.history.append(
+            {
+                "epoch": number,
+                "train_loss": float(losses.mean()),
+                "train_accuracy": int(correct) / (self.steps * self.batch_size),
+                **self._validate(),
+                "lr": rate,
+                "seconds": time.perf_counter() - started,
+            }
+        )
+        if self.best_epoch == number:
+            self.best_weights = {
+                name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()
+            }
+        display.validated(_score(self.history[-1]))
+
+    def _check_finite(self, losses: Tensor, epoch: int) -> None:
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            at = int(bad[0])
+            raise RobustannError(
+                f"expected a finite loss, got {float(losses[at])} in epoch {epoch}, step {at + 1} "
+                f"of {self.steps}; try a learning rate lower than {self.config.lr:g}, "
+                "or clip the gradient (clip=1)"
+            )
+
+    def _validate(self) -> dict[str, float]:
+        """Validation accuracy, and the accuracy on what the step wants to be judged by."""
+        split, model, size = self.data.validation, self.judged, 2 * self.batch_size
+        row = {"validation_accuracy": _accuracy(_predictions(model, split, size), split.labels)}
+        logits_of = getattr(self.step, "validation_logits", None)
+        if logits_of is not None:
+            found = []
+            for indices in torch.split(torch.arange(len(split)), size):
+                random = SampleRandom.create(self.config.seed, indices).fork("validation")
+                labels = split.labels[indices].to(self.device)
+                images = split.images(indices)
+                logits = logits_of(model, images, labels, random=random.to(self.device))
+                found.append(logits.argmax(1).cpu())
+            row["validation_robust_accuracy"] = _accuracy(torch.cat(found), split.labels)
+        return row
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the final weights depend on, as JSON values."""
+        parts = {"train": self.data.train, "validation": self.data.validation}
+        weights = {
+            name: [str(tensor.dtype), *tensor.shape]
+            for name, tensor in self.model.state_dict().items()
+        }
+        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        data = {**self.facts["data"], **{name: part.digest() for name, part in parts.items()}}
+        facts = {**self.facts, "data": data, "weights": weights, "trained": trained}
+        return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that an exact resume needs beside the history."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else {},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "best_weights": self.best_weights,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.best_weights = {
+            name: tensor.to(self.device) for name, tensor in state["best_weights"].items()
+        }
+
+    def result(self) -> TrainResult[Any]:
+        """The model with its best weights, scored on the test part."""
+        test = self.data.test
+        self.model.load_state_dict(self.best_weights)
+        self.model.zero_grad(set_to_none=True)
+        self.model.to(memory_format=torch.contiguous_format)
+        predictions = _predictions(self.model, test, 2 * self.batch_size)
+        report = classification_report(test.labels, predictions, self.data.class_names)
+        best = self.history[self.best_epoch - 1]
+        metrics = {
+            "accuracy": report.accuracy,
+            "accuracy_interval": list(report.interval),
+            "precision": report.precision,
+            "recall": report.recall,
+            "f1": report.f1,
+            "test_size": len(test),
+            **{name: value for name, value in best.items() if name.startswith("validation_")},
+        }
+        seconds = math.fsum(row["seconds"] for row in self.history)
+        facts = {
+            **self.facts,
+            "best_epoch": self.best_epoch,
+            "epochs_run": len(self.history),
+            "seconds": seconds,
+            "device": self.device.type,
+        }
+        return TrainResult(
+            model=self.model,
+            metrics=metrics,
+            history=self.history,
+            best_epoch=self.best_epoch,
+            epochs_run=len(self.history),
+            seconds=seconds,
+            training=json.loads(json.dumps(facts)),
+        )
+
+
+def _configured(
+    config: TrainConfig | None,
+    overrides: Mapping[str, Any],
+    data: ImageData,
+    step: TrainingStep | None,
+) -> TrainConfig:
+    if not isinstance(data, ImageData):
+        raise UsageError(
+            f"data: expected an ImageData, got {type(data).__name__}; load_data(NAME) returns one"
+        )
+    known = [field.name for field in fields(TrainConfig)]
+    for name in overrides:
+        if name not in known:
+            raise unknown_name("training setting", name, known)
+    config = replace(config or TrainConfig(), **overrides)
+    if step is not None and config.label_smoothing != TrainConfig.label_smoothing:
+        raise UsageError(
+            f"label_smoothing: expected it to be set on the given step '{step.name}', "
+            f"got {config.label_smoothing} among the settings; give it where the step is made"
+        )
+    return config
+
+
+def _epochs(config: TrainConfig, data: ImageData) -> int:
+    return config.epochs or _DEFAULT_EPOCHS.get(data.name, 30)
+
+
+def _built(architecture: str, data: ImageData, config: TrainConfig) -> ImageClassifier:
+    mean, std = _channel_statistics(data.train, config.batch_size)
+    return create_model(
+        architecture,
+        class_names=data.class_names,
+        shape=data.shape,
+        mean=mean,
+        std=std,
+        seed=config.seed,
+    )
+
+
+def _channel_statistics(split: Split, batch_size: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel over all images."""
+    sums = torch.zeros(2, split.shape[0], dtype=torch.float64)
+    for indices in torch.split(torch.arange(len(split)), batch_size):
+        # Sums of millions of float32 pixels lose digits; not every accelerator has float64.
+        images = split.images(indices).cpu().double()
+        sums += torch.stack([images.sum((0, 2, 3)), images.square().sum((0, 2, 3))])
+    mean, square = sums / (len(split) * split.shape[1] * split.shape[2])
+    std = (square - mean.square()).clamp_min(0).sqrt()
+    # A channel that never varies has no scale.
+    return mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist()
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights, which decay, and biases and normalisation parameters, which do not."""
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, _NORMS)
+        for parameter in module.parameters(recurse=False)
+    }
+    groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            exempt = parameter.ndim < 2 or id(parameter) in norms
+            groups[0.0 if exempt else weight_decay].append(parameter)
+    filled = [{"params": group, "weight_decay": decay} for decay, group in groups.items() if group]
+    if not filled:
+        raise ModelError(
+            "expected a model with parameters to train, got none that requires a gradient; "
+            "set requires_grad on some"
+        )
+    return filled
+
+
+def _moving_average(decay: float) -> Callable[..., None]:
+    """Update of averaged weights and buffers, such as the statistics of batch normalisation."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        if averaged[0].is_floating_point():
+            # A short memory at first, or the random initial weights would weigh for long.
+            seen = int(count)
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + seen) / (10 + seen)))
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update
+
+
+def _predictions(model: nn.Module, split: Split, batch_size: int) -> Tensor:
+    """The predicted classes of all images, on the CPU; the model is then in eval mode."""
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for indices in torch.split(torch.arange(len(split)), batch_size):
+            logits = model(split.images(indices))
+            if not bool(torch.isfinite(logits).all()):
+                raise RobustannError(
+                    "expected finite logits, got NaN or infinity from the model in training; "
+                    "try a lower learning rate, or clip the gradient (clip=1)"
+                )
+            found.append(logits.argmax(1).cpu())
+    return torch.cat(found)
+
+
+def _fetched(split: Split, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each batch of positions with its images; files are decoded one batch ahead."""
+    if isinstance(split, TensorSplit):
+        for batch in batches:
+            yield batch, split.images(batch)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(split.images, batches[0])
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+            images = coming.result()
+            if following is not None:
+                coming = reader.submit(split.images, following)
+            yield batch, images
+
+
+def _accuracy(predictions: Tensor, labels: Tensor) -> float:
+    return int((predictions == labels).sum()) / len(labels)
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    """What epochs are compared by."""
+    return float(row.get("validation_robust_accuracy", row["validation_accuracy"]))

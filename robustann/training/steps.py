@@ -1,0 +1,76 @@
+"""What one batch contributes to training: the part that a defense replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustann.rng import SampleRandom
+
+
+class TrainingStep(Protocol):
+    """What one batch contributes; any object of this form will do.
+
+    A step may also have these two methods, found by name:
+
+    - ``begin_epoch(epoch, epochs)``, called before each epoch (the first is 1), a resumed one too.
+    - ``validation_logits(model, images, labels, *, random)``, the logits that a step wants to be
+      judged by, such as those on crafted images. The best epoch is then the one with the highest
+      accuracy of these, logged as ``validation_robust_accuracy`` beside the plain one.
+
+    >>> from robustann.training import StandardStep
+    >>> step: TrainingStep = StandardStep()
+    >>> step.name
+    'standard'
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the step, for the log and the file beside a saved model."""
+
+    def parameters(self) -> Mapping[str, Any]:
+        """Everything that the step's result depends on, as JSON values."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, random: SampleRandom
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scalar loss and the logits (N, K) of what was trained on, in order.
+
+        ``images`` (N, C, H, W) are in [0, 1]; ``random`` yields numbers that depend on the seed,
+        the epoch and each sample alone. The model is in training mode and must be left so.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardStep:
+    """Cross-entropy on the images as they are.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> images, labels = torch.rand(2, 1, 2, 2), torch.tensor([0, 2])
+    >>> random = SampleRandom.create(0, torch.arange(2))
+    >>> loss, logits = StandardStep()(model, images, labels, random=random)
+    >>> loss.ndim, tuple(logits.shape)
+    (0, (2, 3))
+    """
+
+    name: ClassVar[str] = "standard"
+
+    label_smoothing: float = 0.0
+
+    def parameters(self) -> dict[str, Any]:
+        """The label smoothing."""
+        return {"label_smoothing": self.label_smoothing}
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, random: SampleRandom
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and the logits; see :class:`TrainingStep`."""
+        logits = model(images)
+        # Under bf16 autocast the logits are too coarse for a logarithm.
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        return loss, logits
