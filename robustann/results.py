@@ -269,7 +269,7 @@ class AuditResult(_Value):
     :attr:`robust_accuracy` (per-sample worst case over all attacks) and :attr:`propagations`.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     threat: Threat
     class_names: tuple[str, ...]
     n: int

@@ -172,19 +172,25 @@ class ThreatModel:
         if self.norm == "linf":
             return delta.abs().amax(1)
         if self.norm == "l2":
-            return delta.norm(dim=1)
+            length: Tensor = delta.norm(dim=1)
+            return length
         if self.norm == "l1":
             return delta.abs().sum(1)
         return _wide((delta != 0).sum(1))
 
-    @property
-    def widest(self) -> float | None:
-        """The eps beyond which nothing more is allowed, where it does not hang on the image size.
+    def widest(self, entries: int) -> float:
+        """The eps from which on an image of so many entries may be changed without limit.
 
-        >>> ThreatModel("linf", 0.1).widest
-        1.0
+        >>> ThreatModel("linf", 0.1).widest(64), ThreatModel("l2", 1.0).widest(64)
+        (1.0, 8.0)
         """
-        return self.bounds[1] - self.bounds[0] if self.norm == "linf" else None
+        span = self.bounds[1] - self.bounds[0]
+        return {
+            "linf": span,
+            "l2": span * math.sqrt(entries),
+            "l1": span * entries,
+            "l0": float(entries),
+        }[self.norm]
 
     def words(self) -> str:
         """The threat model as a sentence.

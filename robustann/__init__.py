@@ -1,0 +1,78 @@
+"""robustann: train, attack, harden and explain PyTorch image classifiers.
+
+>>> import robustann as ra
+>>> data = ra.load_data("digits")
+>>> model = ra.train("small-cnn", data, epochs=2).model
+>>> result = ra.audit(model, data, ra.ThreatModel("linf", eps=0.1), preset="quick")
+>>> result.robust_accuracy <= result.clean_accuracy
+True
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robustann.api import attack, audit
+    from robustann.attacks import FGSM, PGD, Attack, AttackResult, UniformNoise
+    from robustann.data import ImageData, load_data, tensor_split
+    from robustann.errors import DataError, ModelError, RobustannError, UsageError
+    from robustann.models import create_model, load_model, save_model
+    from robustann.results import AuditResult
+    from robustann.threat import ThreatModel
+    from robustann.training import TrainConfig, TrainResult, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FGSM",
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "AuditResult",
+    "DataError",
+    "ImageData",
+    "ModelError",
+    "RobustannError",
+    "ThreatModel",
+    "TrainConfig",
+    "TrainResult",
+    "UniformNoise",
+    "UsageError",
+    "__version__",
+    "attack",
+    "audit",
+    "create_model",
+    "load_data",
+    "load_model",
+    "save_model",
+    "tensor_split",
+    "train",
+]
+
+# Where each name lives. Looked up on first use: importing torch takes seconds, and
+# ``robustann --help`` needs none of it.
+_HOMES = {
+    "robustann.api": ("attack", "audit"),
+    "robustann.attacks": ("FGSM", "PGD", "Attack", "AttackResult", "UniformNoise"),
+    "robustann.data": ("ImageData", "load_data", "tensor_split"),
+    "robustann.errors": ("DataError", "ModelError", "RobustannError", "UsageError"),
+    "robustann.models": ("create_model", "load_model", "save_model"),
+    "robustann.results": ("AuditResult",),
+    "robustann.threat": ("ThreatModel",),
+    "robustann.training": ("TrainConfig", "TrainResult", "train"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(home), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'robustann' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

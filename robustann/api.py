@@ -1,0 +1,187 @@
+"""The verbs of the package, put together from the floors below: attack and audit.
+
+(``load_data``, ``load_model`` and ``train`` need nothing put together; they come straight from
+their floors.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustann.attacks import Attack, AttackResult, parse_attack
+from robustann.attacks import engine as _engine
+from robustann.auditing import Audit, AuditConfig, Cases
+from robustann.data import ImageData, Split, tensor_split
+from robustann.errors import UsageError
+from robustann.models import ImageClassifier
+from robustann.rng import SampleRandom
+
+if TYPE_CHECKING:
+    from robustann.results import AuditResult, Explanation
+    from robustann.threat import ThreatModel
+
+
+def attack(
+    attack: Attack | str,
+    model: nn.Module,
+    x: Any,
+    y: Any,
+    threat: ThreatModel,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> AttackResult:
+    """Attack images and judge the outcome.
+
+    Args:
+        attack: an attack such as ``PGD(steps=40)``, or its text form ``"pgd:steps=40"``.
+        model: maps images in [0, 1] to logits. It is left exactly as it was.
+        x: images (N, C, H, W) in [0, 1], tensor or array.
+        y: N integer labels: the true classes, or the wanted ones of a targeted threat model.
+        threat: what the attacker may do.
+        seed: of everything random; the same seed gives the same result on the CPU, whatever the
+            batch size.
+        batch_size: images a batch.
+
+    Returns:
+        One row a sample, in the order of ``x``.
+
+    Raises:
+        UsageError: an unknown attack, or one that does not support the norm.
+        DataError: images or labels are unfit.
+        ModelError: the model's output is unfit or carries no gradient.
+
+    >>> from robustann.attacks import PGD
+    >>> from robustann.threat import ThreatModel
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> result = attack(PGD(steps=5), model, torch.rand(6, 1, 2, 2), torch.zeros(6), ThreatModel(
+    ...     "linf", 0.1))
+    >>> result.adversarial.shape
+    torch.Size([6, 1, 2, 2])
+    """
+    chosen = parse_attack(attack) if isinstance(attack, str) else attack
+    split = tensor_split(x, y)
+    parts = []
+    for positions in torch.split(torch.arange(len(split)), batch_size):
+        parts.append(
+            _engine.run(
+                chosen,
+                model,
+                split.images(positions),
+                split.labels[positions],
+                threat,
+                random=SampleRandom.create(seed, positions),
+            )
+        )
+    return AttackResult.concatenate(parts)
+
+
+def audit(
+    model: nn.Module,
+    data: ImageData | Split | tuple[Any, Any],
+    threat: ThreatModel,
+    preset: str = "standard",
+    *,
+    attacks: Sequence[Attack | str] | None = None,
+    seed: int = 0,
+    max_samples: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    curve: bool = True,
+    explain: bool = True,
+    class_names: Sequence[str] | None = None,
+    progress: bool = False,
+    model_name: str | None = None,
+    data_name: str | None = None,
+    command: str = "robustann.audit(...)",
+) -> AuditResult:
+    """Attack a model in every way of a preset and report what it withstands.
+
+    Args:
+        model: maps images in [0, 1] to logits. It is left exactly as it was.
+        data: a dataset of :func:`robustann.load_data` (its test part is used), one part of it, or
+            a pair of images (N, C, H, W) in [0, 1] and N integer labels.
+        threat: what the attacker may do; untargeted.
+        preset: ``quick`` or ``standard``: which attacks, how much effort.
+        attacks: run these instead of the preset's, given as objects or as text.
+        seed: of everything random.
+        max_samples: audit so many samples, drawn at random, the same for every seed.
+        batch_size: images a batch; ``auto`` tries. Not the result, only time and memory, hang on
+            it.
+        curve: whether to measure robust accuracy at other eps too.
+        explain: whether to compute attributions.
+        class_names: for data that brings none.
+        progress: show a bar on stderr if that is a terminal.
+        model_name: shown in the report, as are ``data_name`` and ``command``.
+
+    Raises:
+        UsageError: an option is unfit.
+        DataError: the data is unfit for this model.
+        ModelError: the model's output is unfit or carries no gradient.
+
+    >>> from robustann.threat import ThreatModel
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> pair = torch.rand(6, 1, 2, 2), torch.zeros(6, dtype=torch.int64)
+    >>> audit(model, pair, ThreatModel("linf", 0.1), preset="quick").n
+    6
+    """
+    config = AuditConfig(
+        threat=threat,
+        preset=preset,
+        attacks=None
+        if attacks is None
+        else tuple(parse_attack(one) if isinstance(one, str) else one for one in attacks),
+        seed=seed,
+        max_samples=max_samples,
+        batch_size=batch_size,
+        curve=curve,
+        explain=explain,
+    )
+    split, names, found_name = _resolve(model, data, class_names)
+    return Audit(config).run(
+        model,
+        split,
+        class_names=names,
+        model_name=model_name or _name(model),
+        data_name=data_name or found_name,
+        explainer=_explain,
+        progress=progress,
+        command=command,
+    )
+
+
+def _resolve(
+    model: nn.Module, data: ImageData | Split | tuple[Any, Any], names: Sequence[str] | None
+) -> tuple[Split, Sequence[str], str]:
+    """The part to audit, the class names, and what to call the data."""
+    if isinstance(data, ImageData):
+        return data.test, names or data.class_names, data.name
+    if isinstance(data, Split):
+        split = data
+    elif isinstance(data, (tuple, list)) and len(data) == 2:
+        split = tensor_split(*data)
+    else:
+        raise UsageError(
+            "expected data as the result of load_data, one part of it, or a pair (images, "
+            f"labels), got {type(data).__name__}; build a pair of tensors"
+        )
+    if names is None:
+        if isinstance(model, ImageClassifier):
+            names = model.spec.class_names
+        else:
+            logits: Tensor = _engine.predict_logits(model, split.images([0]))
+            names = [str(number) for number in range(logits.shape[1])]
+    return split, names, "images"
+
+
+def _name(model: nn.Module) -> str:
+    return model.spec.arch if isinstance(model, ImageClassifier) else type(model).__name__
+
+
+def _explain(model: nn.Module, cases: Cases, class_names: Sequence[str], seed: int) -> Explanation:
+    from robustann.reports.explain import explain
+
+    return explain(model, cases, class_names=class_names, seed=seed)

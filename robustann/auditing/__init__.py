@@ -1,0 +1,21 @@
+"""Audits: attack a model in every way asked for, and keep what each sample went through."""
+
+from __future__ import annotations
+
+from robustann.auditing.gates import METRICS, parse_gate, with_gates
+from robustann.auditing.presets import PRESETS, AuditConfig, Preset, get_preset
+from robustann.auditing.rows import Cases
+from robustann.auditing.runner import Audit, Estimate
+
+__all__ = [
+    "METRICS",
+    "PRESETS",
+    "Audit",
+    "AuditConfig",
+    "Cases",
+    "Estimate",
+    "Preset",
+    "get_preset",
+    "parse_gate",
+    "with_gates",
+]

@@ -1,0 +1,189 @@
+"""From the rows of all batches to the values of a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustann.attacks import Attack
+from robustann.attacks.losses import margin
+from robustann.auditing.presets import AuditConfig
+from robustann.auditing.rows import Batch
+from robustann.metrics import classification_report, wilson_interval
+from robustann.results import (
+    AttackOutcome,
+    AttackSamples,
+    AuditResult,
+    ClassScores,
+    CleanSamples,
+    CurvePoint,
+    Execution,
+    Explanation,
+    Interval,
+    Provenance,
+    Scores,
+    Threat,
+    WorstCase,
+)
+
+
+def summarize(
+    batches: Sequence[Batch],
+    config: AuditConfig,
+    *,
+    class_names: Sequence[str],
+    levels: Sequence[float],
+    explanation: Explanation | None,
+    provenance: Provenance,
+    execution: Execution,
+) -> AuditResult:
+    """Join the batches, in order, and compute every figure of the result from their rows."""
+    labels = torch.cat([batch.labels for batch in batches])
+    logits = torch.cat([batch.logits for batch in batches])
+    distance = torch.cat([batch.distance for batch in batches])
+    prediction = logits.argmax(1)
+    correct = prediction == labels
+
+    broken_by: list[str | None] = [None] * len(labels)
+    broken_at = torch.full((len(labels),), torch.inf, dtype=torch.float64)
+    outcomes = []
+    for attack in config.chosen:
+        columns = {
+            name: torch.cat([batch.attacks[attack.label][name] for batch in batches])
+            for name in batches[0].attacks[attack.label]
+        }
+        added = 0
+        for row in columns["success"].nonzero().flatten().tolist():
+            if broken_by[row] is None:
+                broken_by[row] = attack.label
+                added += 1
+        reached = torch.where(columns["success"], columns["distance"], torch.inf)
+        broken_at = torch.minimum(broken_at, reached)
+        outcomes.append(_outcome(attack, columns, labels, int(correct.sum()), added, class_names))
+
+    worst = torch.cat([batch.worst_prediction for batch in batches])
+    threat = config.threat
+    return AuditResult(
+        threat=Threat(
+            norm=threat.norm,
+            eps=threat.eps,
+            eps_text=threat.eps_text,
+            bounds=threat.bounds,
+            targeted=threat.targeted,
+            words=threat.words(),
+        ),
+        class_names=tuple(class_names),
+        n=len(labels),
+        chance=1 / len(class_names),
+        clean=_scores(labels, prediction, class_names),
+        clean_samples=CleanSamples(
+            index=_ints(torch.cat([batch.index for batch in batches])),
+            label=_ints(labels),
+            prediction=_ints(prediction),
+            confidence=_floats(logits.softmax(1).amax(1)),
+            margin=_floats(-margin(logits, labels)),
+        ),
+        attacks=tuple(outcomes),
+        worst_case=WorstCase(
+            scores=_scores(labels, worst, class_names),
+            prediction=_ints(worst),
+            broken_by=tuple(broken_by),
+            distance=_floats(broken_at),
+        ),
+        curve=_curve(correct, distance, [0.0, threat.eps, *levels], 1 / len(class_names)),
+        curve_propagations=sum(batch.curve_propagations for batch in batches),
+        explanation=explanation,
+        provenance=provenance,
+        execution=execution,
+    )
+
+
+def _outcome(
+    attack: Attack,
+    columns: dict[str, Tensor],
+    labels: Tensor,
+    attempted: int,
+    added: int,
+    class_names: Sequence[str],
+) -> AttackOutcome:
+    success = columns["success"]
+    succeeded = int(success.sum())
+    distances = columns["distance"][success].numpy()
+    return AttackOutcome(
+        name=attack.name,
+        label=attack.label,
+        access=attack.access,
+        paper=attack.paper,
+        control=attack.control,
+        parameters=attack.parameters,
+        scores=_scores(labels, columns["prediction"], class_names),
+        attempted=attempted,
+        succeeded=succeeded,
+        added=added,
+        success_rate=succeeded / attempted if attempted else None,
+        success_interval=_interval(succeeded, attempted) if attempted else None,
+        median_distance=float(np.median(distances)) if succeeded else None,
+        forwards=int(columns["forwards"].sum()),
+        backwards=int(columns["backwards"].sum()),
+        samples=AttackSamples(
+            prediction=_ints(columns["prediction"]),
+            success=tuple(success.tolist()),
+            distance=_floats(torch.where(success, columns["distance"], torch.nan)),
+            margin=_floats(columns["margin"]),
+            forwards=_ints(columns["forwards"]),
+            backwards=_ints(columns["backwards"]),
+            first_success=tuple(
+                None if count < 0 else count for count in columns["first_success"].tolist()
+            ),
+        ),
+    )
+
+
+def _curve(
+    correct: Tensor, distance: Tensor, levels: Sequence[float], chance: float
+) -> tuple[CurvePoint, ...]:
+    """Robust accuracy at each eps, up to the first beyond the audited one at or under chance."""
+    points = []
+    audited = levels[1]
+    for eps in sorted(set(levels)):
+        standing = int((correct & (distance > eps)).sum())
+        share = standing / len(correct)
+        points.append(
+            CurvePoint(eps=eps, robust_accuracy=share, interval=_interval(standing, len(correct)))
+        )
+        if eps >= audited and share <= chance:
+            break
+    return tuple(points)
+
+
+def _scores(labels: Tensor, prediction: Tensor, class_names: Sequence[str]) -> Scores:
+    report = classification_report(labels, prediction, class_names)
+    low, high = report.interval
+    return Scores(
+        accuracy=report.accuracy,
+        interval=Interval(low=low, high=high),
+        precision=report.precision,
+        recall=report.recall,
+        f1=report.f1,
+        classes=tuple(
+            ClassScores(name=name, precision=one[0], recall=one[1], f1=one[2], support=one[3])
+            for name, one in zip(class_names, report.per_class, strict=True)
+        ),
+        confusion=report.confusion,
+    )
+
+
+def _interval(successes: int, n: int) -> Interval:
+    low, high = wilson_interval(successes, n)
+    return Interval(low=low, high=high)
+
+
+def _ints(values: Tensor) -> tuple[int, ...]:
+    return tuple(values.tolist())
+
+
+def _floats(values: Tensor) -> tuple[float, ...]:
+    return tuple(values.tolist())

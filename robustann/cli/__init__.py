@@ -1,0 +1,1 @@
+"""The command line: turns arguments into calls, and errors into one line and an exit code."""

@@ -1,0 +1,220 @@
+"""``robustann audit``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from robustann.cli.options import (
+    data_options,
+    device_option,
+    model_options,
+    quiet_option,
+    read_data,
+    read_model,
+    read_threat,
+    seed_option,
+    share,
+    threat_options,
+)
+
+if TYPE_CHECKING:
+    from robustann.auditing import Estimate
+    from robustann.results import AuditResult
+
+
+@click.command()
+@model_options
+@data_options
+@threat_options
+@click.option(
+    "--preset",
+    default="standard",
+    show_default=True,
+    metavar="NAME",
+    help="quick or standard (see 'robustann list presets').",
+)
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="Run this attack instead of the preset's; can be repeated. "
+    "For example pgd:steps=100,loss=margin.",
+)
+@click.option(
+    "--max-samples",
+    type=click.IntRange(min=1),
+    metavar="NUMBER",
+    help="Audit so many images, drawn at random, the same for every seed.",
+)
+@click.option(
+    "--batch-size",
+    default="auto",
+    show_default=True,
+    metavar="NUMBER|auto",
+    help="Images a batch; auto tries. It changes speed and memory, not the result.",
+)
+@click.option(
+    "--curve/--no-curve",
+    default=True,
+    show_default=True,
+    help="Measure robust accuracy at other eps too.",
+)
+@click.option(
+    "--explain/--no-explain", default=True, show_default=True, help="Compute attributions."
+)
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="For results.json, samples.csv and report.html.  [default: runs/audit-MODEL]",
+)
+@click.option(
+    "--fail-under",
+    multiple=True,
+    metavar="METRIC=SHARE",
+    help="Exit with 1 where clean_accuracy or robust_accuracy is lower; can be "
+    "repeated. For example robust_accuracy=0.40.",
+)
+@click.option(
+    "--gate-on",
+    type=click.Choice(["lower", "point"]),
+    default="lower",
+    show_default=True,
+    help="Compare the lower end of the 95 % interval, or the figure.",
+)
+@click.option("--dry-run", is_flag=True, help="Time one batch and say what the audit will cost.")
+@seed_option
+@device_option
+@quiet_option
+def audit(
+    model_path: Path,
+    arch: str | None,
+    data_spec: str,
+    data_root: Path | None,
+    download: bool,
+    image_size: int | None,
+    norm: str,
+    eps: str | None,
+    preset: str,
+    attacks: tuple[str, ...],
+    max_samples: int | None,
+    batch_size: str,
+    curve: bool,
+    explain: bool,
+    output_dir: Path | None,
+    fail_under: tuple[str, ...],
+    gate_on: Literal["lower", "point"],
+    dry_run: bool,
+    seed: int,
+    device: str | None,
+    quiet: bool,
+) -> int:
+    """Attack a model in every way of a preset and report what it withstands.
+
+    \b
+    Examples:
+      robustann audit --model model.safetensors --data digits --eps 0.1
+      robustann audit --model m.safetensors --data cifar10 --norm l2 --eps 0.5 \\
+          --attack pgd:steps=100,restarts=5 --fail-under robust_accuracy=0.40
+    """
+    from robustann.attacks import parse_attack
+    from robustann.auditing import Audit, AuditConfig, parse_gate, with_gates
+    from robustann.files import check_writable_folder
+
+    # Everything that can be refused is refused before the first minute of work.
+    demands = dict(parse_gate(text) for text in fail_under)
+    config = AuditConfig(
+        threat=read_threat(norm, eps),
+        preset=preset,
+        attacks=tuple(parse_attack(text) for text in attacks) or None,
+        seed=seed,
+        max_samples=max_samples,
+        batch_size=_batch_size(batch_size),
+        curve=curve,
+        explain=explain,
+    )
+    folder = output_dir or Path("runs", f"audit-{model_path.stem}")
+    if not dry_run:
+        check_writable_folder(folder)
+    model = read_model(model_path, arch, device, quiet)
+    data = read_data(data_spec, data_root, download, image_size, quiet)
+    if dry_run:
+        click.echo(_in_words(Audit(config).estimate(model, data.test)))
+        return 0
+    result = Audit(config).run(
+        model,
+        data.test,
+        class_names=data.class_names,
+        model_name=f"{model.spec.arch} ({model_path.name})",
+        data_name=data.name,
+        explainer=_explainer(),
+        progress=not quiet,
+        command=shlex.join(["robustann", *sys.argv[1:]]),
+    )
+    result = with_gates(result, demands, gate_on)
+    result.save(folder)
+    if not quiet:
+        click.echo(_verdict(result))
+        click.echo(f"report: {folder / 'report.html'}")
+    failed = [gate for gate in result.gates if not gate.passed]
+    for gate in failed:
+        of = "lower end of the 95 % interval" if gate.on == "lower" else "figure"
+        click.echo(
+            f"gate failed: {gate.metric} {share(gate.value)} ({of}) is under "
+            f"{share(gate.threshold)}",
+            err=True,
+        )
+    return 1 if failed else 0
+
+
+def _explainer() -> Any:
+    from robustann.reports.explain import explain
+
+    return lambda model, cases, class_names, seed: explain(
+        model, cases, class_names=class_names, seed=seed
+    )
+
+
+def _batch_size(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"expected a number or 'auto', got '{text}'", param_hint="--batch-size"
+        ) from None
+
+
+def _verdict(result: AuditResult) -> str:
+    worst = result.worst_case.scores
+    lines = [
+        f"robust accuracy {share(worst.accuracy)} (95 % interval {share(worst.interval.low)} to "
+        f"{share(worst.interval.high)}), clean accuracy {share(result.clean_accuracy)}, "
+        f"{result.n} images",
+        result.threat.words,
+        "",
+        f"{'attack':34} {'accuracy':>9} {'success rate':>22} {'propagations/image':>19}",
+    ]
+    for attack in result.attacks:
+        rate = "-" if attack.success_rate is None else share(attack.success_rate)
+        of = f"{rate} of {attack.attempted}"
+        cost = (attack.forwards + attack.backwards) / max(attack.attempted, 1)
+        name = f"{attack.label} (control)" if attack.control else attack.label
+        lines.append(f"{name:34} {share(attack.scores.accuracy):>9} {of:>22} {cost:>19.1f}")
+    return "\n".join([*lines, ""])
+
+
+def _in_words(estimate: Estimate) -> str:
+    minutes, seconds = divmod(round(estimate.seconds), 60)
+    return (
+        f"at most {estimate.propagations:,} propagations for {estimate.samples} images, "
+        f"about {minutes} min {seconds} s on {estimate.device} in batches of "
+        f"{estimate.batch_size}; less where images fall early. Attributions come on top"
+    )

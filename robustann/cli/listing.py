@@ -1,0 +1,57 @@
+"""``robustann list``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import click
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(["attacks", "models", "datasets", "presets"]))
+def listing(what: str) -> None:
+    """Show what there is: attacks with their options, models, datasets or presets.
+
+    \b
+    Example:
+      robustann list attacks
+    """
+    for name, description in {
+        "attacks": _attacks,
+        "models": _models,
+        "datasets": _datasets,
+        "presets": _presets,
+    }[what]():
+        click.echo(f"{name:24} {description}".rstrip())
+
+
+def _attacks() -> Iterator[tuple[str, str]]:
+    from robustann.attacks import registered
+
+    for name, attack in registered().items():
+        first_line = (attack.__doc__ or "").splitlines()[0]
+        yield name, f"{first_line} {attack.access}; {', '.join(sorted(attack.norms))}"
+        for field in dataclasses.fields(attack):
+            yield f"  {name}:{field.name}={field.default}", ""
+
+
+def _models() -> Iterator[tuple[str, str]]:
+    from robustann.models import ARCHITECTURES
+
+    yield from ARCHITECTURES.items()
+
+
+def _datasets() -> Iterator[tuple[str, str]]:
+    from robustann.data import DATASETS
+
+    yield from DATASETS.items()
+
+
+def _presets() -> Iterator[tuple[str, str]]:
+    from robustann.auditing import PRESETS
+
+    for name, preset in PRESETS.items():
+        yield name, preset.description
+        for attack in preset.attacks:
+            yield f"  {attack.label}", ""

@@ -1,0 +1,104 @@
+"""``robustann train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robustann.cli.options import (
+    data_options,
+    device_option,
+    quiet_option,
+    read_data,
+    seed_option,
+    share,
+)
+
+
+@click.command()
+@data_options
+@click.option(
+    "--arch",
+    default="small-cnn",
+    show_default=True,
+    metavar="NAME",
+    help="An architecture (see 'robustann list models') or pkg.module:factory.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The model file to write.  [default: runs/DATA-ARCH/model.safetensors]",
+)
+@click.option("--epochs", type=int, help="Passes over the training part.  [default: by the data]")
+@click.option("--batch-size", type=int, help="Images a step.")
+@click.option("--lr", type=float, help="Peak learning rate of the one-cycle schedule.")
+@click.option("--weight-decay", type=float, help="L2 penalty on the weights.")
+@click.option("--label-smoothing", type=float, help="Share of the target spread over all classes.")
+@click.option("--ema", type=float, help="Decay of the moving average of the weights; 0 is off.")
+@click.option("--patience", type=int, help="Stop after so many epochs without improvement.")
+@click.option("--precision", type=click.Choice(["float32", "bf16"]), help="bf16: autocast.")
+@click.option("--channels-last", is_flag=True, default=None, help="Memory format of convolutions.")
+@click.option("--compile", is_flag=True, default=None, help="Train through torch.compile.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
+@seed_option
+@device_option
+@quiet_option
+def train(
+    data_spec: str,
+    data_root: Path | None,
+    download: bool,
+    image_size: int | None,
+    arch: str,
+    out: Path | None,
+    resume: bool,
+    device: str | None,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Train a classifier and write it as .safetensors with a .json beside it.
+
+    Checkpoints (FILE.checkpoint.pt) and a log (FILE.log.jsonl) are kept beside it, so that a
+    stopped run can go on with --resume and ends as if it had not been stopped.
+
+    \b
+    Example:
+      robustann train --data mnist --data-root data --download --out mnist.safetensors
+    """
+    from robustann.errors import UsageError
+    from robustann.files import check_writable_folder
+    from robustann.models import save_model
+    from robustann.training import TrainConfig
+    from robustann.training import train as run
+
+    config = TrainConfig(**{key: value for key, value in settings.items() if value is not None})
+    if out is None:
+        name = "".join(c if c.isalnum() or c == "-" else "-" for c in f"{data_spec}-{arch}")
+        out = Path("runs", name, "model.safetensors")
+    if out.suffix != ".safetensors":
+        raise UsageError(f"expected --out FILE.safetensors, got '{out}'; change the ending")
+    check_writable_folder(out.parent)
+    checkpoint = out.with_suffix(".checkpoint.pt")
+    data = read_data(data_spec, data_root, download, image_size, quiet)
+    result = run(
+        arch,
+        data,
+        config=config,
+        device=device,
+        checkpoint=checkpoint,
+        log=out.with_suffix(".log.jsonl"),
+        resume=resume,
+        progress=not quiet,
+    )
+    save_model(result.model, out, training=result.training, metrics=result.metrics)
+    if not quiet:
+        metrics = result.metrics
+        click.echo(
+            f"test accuracy {share(metrics['accuracy'])}, precision {share(metrics['precision'])}, "
+            f"recall {share(metrics['recall'])}, F1 {share(metrics['f1'])} (macro) on "
+            f"{metrics['test_size']} images; best epoch {result.best_epoch} of "
+            f"{result.epochs_run}, {result.seconds:.0f} s"
+        )
+        click.echo(f"model: {out}")
