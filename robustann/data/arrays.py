@@ -35,8 +35,8 @@ def tensor_split(x: Any, y: Any, *, num_classes: int | None = None) -> TensorSpl
     robustann.errors.DataError: expected image values in [0, 1], got 255 to 255; divide by 255
     """
     images, labels = _tensor(x, "images"), _tensor(y, "labels")
-    images = _check_images(images)
-    labels = _check_labels(labels, num_classes)
+    images = check_images(images)
+    labels = check_labels(labels, num_classes)
     if len(images) != len(labels):
         raise DataError(
             f"expected one label an image, got {len(images)} images and {len(labels)} labels; "
@@ -67,7 +67,15 @@ def _tensor(values: Any, what: str) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _check_images(images: Tensor) -> Tensor:
+def check_images(images: Tensor) -> Tensor:
+    """The images as uint8, or as float32 in [0, 1], if that is what they are.
+
+    Raises:
+        DataError: wrong dimensions, type or range, NaN, none at all.
+
+    >>> check_images(torch.zeros(1, 1, 2, 2, dtype=torch.float64)).dtype
+    torch.float32
+    """
     shape = tuple(images.shape)
     if images.ndim != 4:
         hint = "add the channel axis with x[:, None]" if images.ndim == 3 else "reshape them"
@@ -108,7 +116,15 @@ def _check_images(images: Tensor) -> Tensor:
     return images if low >= 0 and high <= 1 else images.clamp(0, 1)
 
 
-def _check_labels(labels: Tensor, num_classes: int | None) -> Tensor:
+def check_labels(labels: Tensor, num_classes: int | None) -> Tensor:
+    """The labels as int64 on the CPU, if they are integers from 0 (to ``num_classes`` - 1).
+
+    Raises:
+        DataError: wrong dimensions, type or range, none at all.
+
+    >>> check_labels(torch.tensor([0, 2], dtype=torch.int32), 3)
+    tensor([0, 2])
+    """
     if labels.ndim != 1:
         hint = "use argmax over the classes" if labels.ndim == 2 else "flatten them"
         raise DataError(

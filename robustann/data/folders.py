@@ -106,8 +106,8 @@ class _Reader:
         channels, height, width = self.shape
         try:
             with Image.open(path) as opened:
-                image = _in_mode(opened, channels == 1)
-            return pixels(_fitted(image, height, width), grey=channels == 1)
+                image = _fitted(_in_mode(opened, channels == 1), height, width)
+                return pixels(image, grey=channels == 1)
         # Pillow's decoders raise what they like: OSError, SyntaxError, ValueError, struct.error.
         except Exception as error:
             raise DataError(

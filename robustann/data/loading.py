@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustann.data.arrays import tensor_split
+from robustann.data.arrays import check_images, check_labels, tensor_split
 from robustann.data.augmentation import Augmentation
 from robustann.data.splits import Split, StreamSplit, TensorSplit, fits_in_memory
 from robustann.errors import DataError, UsageError, unknown_name
@@ -166,32 +166,12 @@ def load_data(
     raise unknown_name("dataset", spec, DATASETS)
 
 
-def cut(labels: Tensor, fraction: float, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Positions of what stays and of a stratified part, both ascending; always the same ones.
-
-    Args:
-        labels: int64 (N,).
-        fraction: size of the part, of N; at least one image a class.
-        class_names: for messages.
-
-    Raises:
-        DataError: a class that occurs once cannot be in both.
-
-    >>> stay, part = cut(torch.tensor([0, 0, 0, 1, 1, 1]), 0.3, ["a", "b"])
-    >>> len(stay), len(part)
-    (4, 2)
-    """
+def _cut(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Positions of what stays and of a stratified part, both ascending; always the same ones."""
     from sklearn.model_selection import train_test_split
 
-    counts = torch.bincount(labels, minlength=len(class_names))
-    present = int((counts > 0).sum())
-    if bool((counts == 1).any()):
-        scarce = [class_names[i] for i in (counts == 1).nonzero().flatten().tolist()]
-        raise DataError(
-            f"expected at least two images of every class, to hold some out, got one of {scarce}; "
-            "add images or remove the class"
-        )
-    size = max(math.ceil(fraction * len(labels)), present)
+    # scikit-learn wants at least one image a class in the part.
+    size = max(math.ceil(fraction * len(labels)), len(set(labels.tolist())))
     stay, part = train_test_split(
         torch.arange(len(labels)).numpy(),
         test_size=size,
@@ -206,11 +186,19 @@ def _in_three(
 ) -> ImageData:
     """Cut what is missing of validation and test from train."""
     train, test, validation = parts["train"], parts.get("test"), parts.get("validation")
+    needed = 1 + (test is None) + (validation is None)
+    counts = torch.bincount(train.labels, minlength=len(names)).tolist()
+    scarce = [name for name, n in zip(names, counts, strict=False) if 0 < n < needed]
+    if scarce:
+        raise DataError(
+            f"expected at least {needed} training images of every class of '{name}', so that "
+            f"every part gets one, got fewer of {scarce[:5]}; add images or remove the class"
+        )
     if test is None:
-        stay, part = cut(train.labels, _TEST_FRACTION, names)
+        stay, part = _cut(train.labels, _TEST_FRACTION)
         train, test = train.subset(stay), train.subset(part)
     if validation is None:
-        stay, part = cut(train.labels, _VALIDATION_FRACTION, names)
+        stay, part = _cut(train.labels, _VALIDATION_FRACTION)
         train, validation = train.subset(stay), train.subset(part)
     return ImageData(name, train, validation, test, tuple(names), augmentation)
 
@@ -267,18 +255,21 @@ def _from_factory(spec: str) -> ImageData:
         return made
     allowed = {"train", "test", "validation", "class_names", "augmentation"}
     if not isinstance(made, Mapping) or not {"train", "test"} <= made.keys() <= allowed:
-        came = f"a dict with {sorted(map(str, made))}" if isinstance(made, Mapping) else type(made)
+        came = (
+            f"keys {sorted(map(str, made))}" if isinstance(made, Mapping) else type(made).__name__
+        )
         raise DataError(
             f"expected '{spec}' to return an ImageData, or a dict with 'train' and 'test' (and "
             f"'validation', 'class_names', 'augmentation' if it likes), got {came}"
         )
-    names = made.get("class_names")
+    given = made.get("class_names")
+    names = [] if given is None else [str(name) for name in given]
     parts = {
-        part: _user_part(f"the {part} part of '{spec}'", made[part], names and len(names))
+        part: _user_part(f"the {part} part of '{spec}'", made[part], len(names) or None)
         for part in ("train", "validation", "test")
         if made.get(part) is not None
     }
-    if names is None:
+    if not names:
         count = 1 + max(int(split.labels.max()) for split in parts.values())
         names = [str(i) for i in range(count)]
     augmentation = made.get("augmentation") or Augmentation()
@@ -287,7 +278,7 @@ def _from_factory(spec: str) -> ImageData:
             f"expected 'augmentation' of '{spec}' to be a robustann.data.Augmentation, "
             f"got {type(augmentation).__name__}"
         )
-    return _in_three(spec, parts, [str(name) for name in names], augmentation)
+    return _in_three(spec, parts, names, augmentation)
 
 
 def _user_part(where: str, part: Any, num_classes: int | None) -> Split:
@@ -313,13 +304,14 @@ def _from_dataset(dataset: Any, num_classes: int | None) -> Split:
         try:
             image, label = dataset[index]
             return _as_image(image), int(label)
-        except DataError:
-            raise
         except Exception as error:
             raise DataError(
                 f"expected item {index} to be (image, label), reading it raised "
                 f"{type(error).__name__}: {error}; correct the Dataset"
             ) from error
+
+    def read(index: int) -> Tensor:
+        return check_images(item(index)[0].unsqueeze(0))[0]
 
     first, _ = item(0)
     keep = fits_in_memory(first.nbytes * len(dataset))
@@ -336,13 +328,11 @@ def _from_dataset(dataset: Any, num_classes: int | None) -> Split:
             images.append(image)
     if keep:
         return tensor_split(torch.stack(images), labels, num_classes=num_classes)
-    # One image and all labels are checked here; the images have just been read one by one.
-    tensor_split(first.unsqueeze(0), labels[:1], num_classes=num_classes)
-    channels, height, width = first.shape
+    channels, height, width = read(0).shape
     # One thread: a Dataset is written for worker processes and may not bear threads.
     return StreamSplit(
-        lambda index: item(index)[0],
-        torch.tensor(labels),
+        read,
+        check_labels(torch.tensor(labels), num_classes),
         (channels, height, width),
         threads=1,
     )

@@ -13,7 +13,7 @@ from robustann.errors import ModelError
 # Bounds on what a file may ask for; far above any real classifier.
 _MAX_CLASSES = 100_000
 _MAX_CHANNELS = 4096
-_MAX_SIDE = 65_536
+_MAX_SIDE = 8192
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]

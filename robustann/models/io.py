@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -18,7 +18,13 @@ from torch import Tensor
 from robustann import files
 from robustann.errors import ModelError, UsageError
 from robustann.models.classifier import ImageClassifier, ModelSpec
-from robustann.models.registry import build, expected_tensors, first_problem, is_code
+from robustann.models.registry import (
+    build,
+    check_logits,
+    expected_tensors,
+    first_problem,
+    is_code,
+)
 
 SCHEMA_VERSION = 1
 
@@ -121,24 +127,19 @@ def save_model(
     if not is_code(model.spec.arch):
         _check_state(expected_tensors(model.spec), tensors, "the model", model.spec.arch)
     content = save(tensors, metadata={"format": "pt"})
-    try:
-        sidecar = Sidecar(
-            schema_version=SCHEMA_VERSION,
-            model=model.spec,
-            training=dict(training or {}),
-            metrics=dict(metrics or {}),
-            versions={
-                "robustann": _version("robustann"),
-                "torch": str(torch.__version__),
-                "python": platform.python_version(),
-            },
-            sha256=hashlib.sha256(content).hexdigest(),
-            num_parameters=sum(p.numel() for p in model.parameters()),
-        )
-    except ValidationError as error:
-        raise UsageError(
-            f"expected JSON values for training and metrics: {first_problem(error)}"
-        ) from error
+    sidecar = Sidecar(
+        schema_version=SCHEMA_VERSION,
+        model=model.spec,
+        training=_json(training, "training"),
+        metrics=_json(metrics, "metrics"),
+        versions={
+            "robustann": _version("robustann"),
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+        sha256=hashlib.sha256(content).hexdigest(),
+        num_parameters=sum(p.numel() for p in model.parameters()),
+    )
     files.write_bytes(target, content)
     files.write_text(sidecar_path(target), sidecar.model_dump_json(indent=2) + "\n")
 
@@ -194,7 +195,6 @@ def load_model(
     else:
         # Before any memory is taken, because the sidecar may ask for a huge network.
         _check_state(_expected(spec, source), tensors, f"'{source}'", spec.arch)
-    _check_finite(tensors, f"'{source}'", "train the model again")
     model = build(spec)
     _check_state(model.state_dict(), tensors, f"'{source}'", spec.arch)
     for name in ("mean", "std"):
@@ -204,6 +204,10 @@ def load_model(
                 f"normalisation's {name}; one of the files was changed. Copy both again"
             )
     model.load_state_dict(tensors)
+    _check_finite(model.state_dict(), f"'{source}'", "train the model again")
+    if is_code(spec.arch):
+        # The code may have changed since it made the model that was saved.
+        check_logits(model)
     return model.to(device).eval()
 
 
@@ -232,7 +236,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> Sidecar:
 
 def _read_weights(source: Path) -> bytes:
     size = source.stat().st_size
-    with source.open("rb") as stream:
+    with _readable(source) as stream:
         head = stream.read(16)
         length = int.from_bytes(head[:8], "little")
         # Safetensors: the header's length, then the header, which is JSON. Asked first, because
@@ -247,6 +251,16 @@ def _read_weights(source: Path) -> bytes:
                 f"header alone takes {8 + length}; it was cut off. Copy it again"
             )
         return head + stream.read()
+
+
+def _readable(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UsageError(
+            f"expected a file that can be read, got '{path}' ({error.strerror}); "
+            "change its permissions or choose another one"
+        ) from error
 
 
 def _parse(content: bytes, source: Path) -> dict[str, Tensor]:
@@ -275,7 +289,8 @@ def _read_sidecar(source: Path) -> Sidecar:
             f"expected '{path}' to be at most {_MAX_SIDECAR} bytes, "
             f"got {path.stat().st_size}; it is no sidecar of a model"
         )
-    text = path.read_bytes()
+    with _readable(path) as stream:
+        text = stream.read()
     try:
         version = json.loads(text)["schema_version"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -344,6 +359,20 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str, remedy: str) -> Non
             f"expected finite weights in {where}, got NaN or infinity in {len(bad)} of "
             f"{len(tensors)} tensors, for example {bad[0]}; {remedy}"
         )
+
+
+def _json(values: Mapping[str, Any] | None, what: str) -> dict[str, JsonValue]:
+    try:
+        # JSON has no NaN or infinity; they become null.
+        plain: dict[str, JsonValue] = json.loads(
+            json.dumps(dict(values or {})), parse_constant=lambda _: None
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"expected {what} to hold JSON values (numbers, text, lists, dicts), got one that is "
+            f"not: {error}; convert it"
+        ) from error
+    return plain
 
 
 def _version(package: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from robustann.errors import ModelError, RobustannError, UsageError, unknown_name
 from robustann.factory import call_factory, is_factory
@@ -71,31 +73,45 @@ def create_model(
         )
     except ValidationError as error:
         raise UsageError(f"cannot make a model: {first_problem(error)}") from error
-    if seed is None:
-        return build(spec)
     generator = torch.default_generator
     state = generator.get_state()
     try:
-        generator.manual_seed(seed)
-        return build(spec)
+        if seed is not None:
+            generator.manual_seed(seed)
+        model = build(spec)
     finally:
-        generator.set_state(state)
+        if seed is not None:
+            generator.set_state(state)
+    check_logits(model)
+    return model
 
 
 def build(spec: ModelSpec) -> ImageClassifier:
-    """The model that ``spec`` describes, proven by one image to give logits.
+    """The model that ``spec`` describes, on the CPU, whatever PyTorch's default device is.
 
     Raises:
         UsageError: an unknown architecture.
-        ModelError: it cannot take images of the shape, or gives no logits.
+        ModelError: it cannot be made for images of the shape.
 
     >>> build(ModelSpec(arch="small-cnn", class_names=("a", "b"), shape=(1, 4, 4),
     ...                 mean=(0.0,), std=(1.0,))).training
     True
     """
     with torch.device("cpu"):
-        model = ImageClassifier(_network(spec), spec)
-        image = torch.zeros(1, *spec.shape)
+        return ImageClassifier(_network(spec), spec)
+
+
+def check_logits(model: ImageClassifier) -> None:
+    """Prove with one black image that a model on the CPU gives one logit a class.
+
+    Raises:
+        ModelError: it cannot take images of its shape, or gives something else.
+
+    >>> check_logits(create_model("small-cnn", class_names=["a", "b"], shape=(1, 8, 8)))
+    """
+    spec = model.spec
+    was_training = {module: module.training for module in model.modules()}
+    image = torch.zeros(1, *spec.shape, device="cpu")
     model.eval()
     try:
         with torch.no_grad():
@@ -113,7 +129,8 @@ def build(spec: ModelSpec) -> ImageClassifier:
             f"expected '{spec.arch}' to give logits of shape (N, {spec.num_classes}), "
             f"got {came} for one image; its last layer must have one output a class"
         )
-    return model.train()
+    for module, training in was_training.items():
+        module.training = training
 
 
 def expected_tensors(spec: ModelSpec) -> dict[str, Tensor]:
@@ -126,7 +143,7 @@ def expected_tensors(spec: ModelSpec) -> dict[str, Tensor]:
     >>> expected_tensors(spec)["normalize.mean"].shape
     torch.Size([3, 1, 1])
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _NumbersOnCpu():
         return ImageClassifier(_network(spec), spec).state_dict()
 
 
@@ -167,6 +184,18 @@ class RepeatChannel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W)."""
         return images.expand(-1, 3, -1, -1)
+
+
+class _NumbersOnCpu(TorchFunctionMode):
+    """RegNet computes its widths with tensors, for which it needs their values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        options = dict(kwargs or {})
+        if func in (torch.arange, torch.tensor):
+            options["device"] = "cpu"
+        return func(*args, **options)
 
 
 def _network(spec: ModelSpec) -> nn.Module:
