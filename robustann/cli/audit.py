@@ -21,10 +21,10 @@ from robustann.cli.options import (
     share,
     threat_options,
 )
+from robustann.cli.verdict import verdict
 
 if TYPE_CHECKING:
     from robustann.auditing import Estimate
-    from robustann.results import AuditResult
 
 
 @click.command()
@@ -160,7 +160,7 @@ def audit(
     result = with_gates(result, demands, gate_on)
     result.save(folder)
     if not quiet:
-        click.echo(_verdict(result))
+        click.echo(verdict(result))
         click.echo(f"report: {folder / 'report.html'}")
     failed = [gate for gate in result.gates if not gate.passed]
     for gate in failed:
@@ -190,25 +190,6 @@ def _batch_size(text: str) -> int | Literal["auto"]:
         raise click.BadParameter(
             f"expected a number or 'auto', got '{text}'", param_hint="--batch-size"
         ) from None
-
-
-def _verdict(result: AuditResult) -> str:
-    worst = result.worst_case.scores
-    lines = [
-        f"robust accuracy {share(worst.accuracy)} (95 % interval {share(worst.interval.low)} to "
-        f"{share(worst.interval.high)}), clean accuracy {share(result.clean_accuracy)}, "
-        f"{result.n} images",
-        result.threat.words,
-        "",
-        f"{'attack':34} {'accuracy':>9} {'success rate':>22} {'propagations/image':>19}",
-    ]
-    for attack in result.attacks:
-        rate = "-" if attack.success_rate is None else share(attack.success_rate)
-        of = f"{rate} of {attack.attempted}"
-        cost = (attack.forwards + attack.backwards) / max(attack.attempted, 1)
-        name = f"{attack.label} (control)" if attack.control else attack.label
-        lines.append(f"{name:34} {share(attack.scores.accuracy):>9} {of:>22} {cost:>19.1f}")
-    return "\n".join([*lines, ""])
 
 
 def _in_words(estimate: Estimate) -> str:

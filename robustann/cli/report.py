@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from robustann.cli.options import quiet_option
+from robustann.cli.verdict import verdict
 
 
 @click.command()
@@ -31,4 +32,5 @@ def report(results: Path, out: Path | None, quiet: bool) -> None:
     target = out or results.with_name("report.html")
     result.save_report(target)
     if not quiet:
+        click.echo(verdict(result))
         click.echo(f"report: {target}")

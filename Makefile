@@ -1,0 +1,42 @@
+# Set-up, demonstration, tests. Every target can be run again; finished work is not repeated.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: demo test check bench clean
+
+demo: $(DEMO)/results.json  ## train on the bundled digits, audit, show verdict and report
+	@$(BIN)/robustann report $(DEMO)/results.json
+
+$(DEMO)/results.json: $(DEMO)/model.safetensors
+	$(BIN)/robustann audit --model $< --data digits --norm linf --eps 0.1 --output-dir $(DEMO) --quiet
+
+$(DEMO)/model.safetensors: | $(VENV)/.installed
+	$(BIN)/robustann train --data digits --out $@
+
+test: $(VENV)/.installed-test  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-test  ## style, types, and which floor may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-bench  ## speed, side by side with other libraries
+	$(BIN)/python benchmarks/pgd.py
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+clean:  ## remove the environment and what the demonstration wrote
+	rm -rf $(VENV) $(DEMO)
