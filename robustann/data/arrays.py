@@ -60,7 +60,7 @@ def _tensor(values: Any, what: str) -> Tensor:
             f"expected numeric {what}, got {type(values).__name__} with dtype {array.dtype}; "
             "give a NumPy array or a PyTorch tensor of numbers"
         )
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    array = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
     # PyTorch cannot promise to leave a read-only array unchanged.

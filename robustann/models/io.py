@@ -48,6 +48,7 @@ _FORMATS = {
     b"\x93NUMPY": "a NumPy file",
     b"\x80": "a Python pickle, as old torch.save writes",
     b"\x08": "perhaps an ONNX file",
+    b"version https://": "a Git LFS pointer, which 'git lfs pull' replaces by the file",
 }
 
 
@@ -241,7 +242,7 @@ def _read_weights(source: Path) -> bytes:
         length = int.from_bytes(head[:8], "little")
         # Safetensors: the header's length, then the header, which is JSON. Asked first, because
         # a length may begin with the bytes of another format.
-        if len(head) < 16 or head[8:9] != b"{" or length > _MAX_HEADER:
+        if head[8:9] != b"{" or length > _MAX_HEADER:
             name = next((n for b, n in _FORMATS.items() if head.startswith(b)), "something else")
             found = "an empty file" if not head else name
             raise ModelError(f"expected a safetensors file in '{source}', got {found}; {_CONVERT}")
@@ -323,7 +324,7 @@ def _check_state(
     expected: Mapping[str, Tensor], came: Mapping[str, Tensor], where: str, arch: str
 ) -> None:
     missing = [name for name in expected if name not in came]
-    more = [name for name in came if name not in expected]
+    more = sorted(name for name in came if name not in expected)
     differ = [
         f"{name} {_form(came[name])} instead of {_form(expected[name])}"
         for name in expected
