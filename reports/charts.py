@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 from robustann.reports.filters import interval, percent, plain, significant
+from robustann.reports.views import in_255ths
 from robustann.results import AuditResult, CurvePoint, Interval
 
 
@@ -84,7 +85,7 @@ def dumbbell(title: str, clean: float, worst: float) -> Markup:
 
 
 _WIDTH, _HEIGHT = 640.0, 360.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 20.0, 28.0, 62.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78.0, 38.0, 32.0, 66.0
 
 
 def curve(result: AuditResult) -> Markup:
@@ -95,11 +96,13 @@ def curve(result: AuditResult) -> Markup:
     """
     threat = result.threat
     points = sorted(result.curve, key=lambda point: point.eps)
-    unit, per_unit = ("/255", 255.0) if threat.eps_text.strip().endswith("/255") else ("", 1.0)
+    unit, per_unit = ("/255", 255.0) if in_255ths(result) else ("", 1.0)
     last = max(points[-1].eps, threat.eps) or 1.0
+    # A curve may go on to where every image is lost, far beyond the eps that was asked about.
+    power = 0.5 if last > 8 * threat.eps else 1.0
 
     def x(eps: float) -> float:
-        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * eps / last, 2)
+        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * math.pow(eps / last, power), 2)
 
     def y(share: float) -> float:
         return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share, 2)
@@ -112,7 +115,7 @@ def curve(result: AuditResult) -> Markup:
             _tag("line", class_="grid", x1=left, x2=right, y1=level, y2=level),
             _tag("text", f"{tenth} %", class_="tick end", x=left - 8, y=level + 5),
         ]
-    for tick in _ticks(last * per_unit):
+    for tick in _ticks(last * per_unit, power, doubling=unit != ""):
         place = x(tick / per_unit)
         label = f"{significant(tick)}{unit if tick else ''}"
         shapes += [
@@ -122,7 +125,7 @@ def curve(result: AuditResult) -> Markup:
     shapes.append(
         _tag(
             "text",
-            f"eps ({plain(threat.norm, 20)})",
+            f"eps ({plain(threat.norm, 20)}{', square-root scale' if power < 1 else ''})",
             class_="axis middle",
             x=(left + right) / 2,
             y=_HEIGHT - 8,
@@ -179,9 +182,15 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
 
 
-def _ticks(last: float) -> list[float]:
-    """Round values from 0 to ``last``, four to seven of them."""
+def _ticks(last: float, power: float, *, doubling: bool) -> list[float]:
+    """Round values from 0 to ``last``: even steps, or, on a square-root scale, growing ones."""
+    if power < 1:
+        # Quarters of the root's range are sixteenths, quarters and nine sixteenths of the value.
+        return [0.0, *(float(f"{last * share:.2g}") for share in (1 / 16, 1 / 4, 9 / 16, 1))]
     rough = last / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough * 0.999)
-    return [round(step * i, 12) for i in range(math.floor(last / step + 1e-6) + 1)]
+    if doubling:
+        step = 2.0 ** math.ceil(math.log2(rough * 0.999))
+    else:
+        decade = 10.0 ** math.floor(math.log10(rough))
+        step = next(decade * nice for nice in (1, 2, 5, 10) if decade * nice >= rough * 0.999)
+    return [step * i for i in range(math.floor(last / step + 1e-6) + 1)]

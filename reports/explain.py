@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from robustann.attacks.engine import frozen, model_device
+from robustann.auditing import Cases
 from robustann.results import Attribution, Drift, DriftStatistics, Explanation, GallerySample
 from robustann.rng import SampleRandom
 
@@ -25,54 +25,21 @@ TOP_SHARE = 0.05
 IG_STEPS = 32
 
 RULE = (
-    "Of the broken samples: the one that broke at the smallest distance, the one at the median "
-    "distance and the one at the largest, then the first of each class in class order, "
-    f"{GALLERY_LIMIT} at most and none twice. If nothing broke: the first sample of each class."
+    "From {n} audited samples drawn at random. Of those that broke: the one that did so at the "
+    "smallest distance, the one at the median distance and the one at the largest, then the first "
+    "of each class in class order; {limit} at most and none twice. If none broke: the first "
+    "correctly classified sample of each class, or simply the first of each class."
 )
 
 Attribute = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Cases:
-    """Audited samples with the worst image found for each: what :func:`explain` explains.
-
-    One entry a sample: ``index`` is its position in the test part (int64), ``clean`` and
-    ``attacked`` are images of shape (n, C, H, W) in [0, 1]; ``success`` says that the sample was
-    classified correctly and fell. ``distance`` is that of the attacked image in the audited norm
-    (finite, also where nothing fell), ``attack`` the label of the attack that made the image.
-    ``bounds`` are the pixel bounds of the threat model.
-
-    >>> image = torch.zeros(1, 1, 2, 2)
-    >>> one = torch.zeros(1, dtype=torch.int64)
-    >>> Cases(index=one, label=one, clean=image, attacked=image, clean_prediction=one,
-    ...       attacked_prediction=one, clean_confidence=torch.ones(1),
-    ...       attacked_confidence=torch.ones(1), success=torch.tensor([False]),
-    ...       distance=torch.zeros(1), attack=["PGD"], eps=0.1, bounds=(0.0, 1.0)).attack
-    ['PGD']
-    """
-
-    index: Tensor
-    label: Tensor
-    clean: Tensor
-    attacked: Tensor
-    clean_prediction: Tensor
-    attacked_prediction: Tensor
-    clean_confidence: Tensor
-    attacked_confidence: Tensor
-    success: Tensor
-    distance: Tensor
-    attack: Sequence[str]
-    eps: float
-    bounds: tuple[float, float]
-
-
 def explain(
     model: nn.Module,
     cases: Cases,
-    *,
     class_names: Sequence[str],
     seed: int,
+    *,
     chunk: int = 8,
 ) -> Explanation:
     """Attribution maps of a gallery of samples, and how far an attack moves them.
@@ -85,9 +52,14 @@ def explain(
     own L2 distance (the need for such a yardstick: Ghorbani et al. 2019, arXiv:1710.10547).
     A sample with a constant map (no gradient) is left out of both medians.
 
-    The model is run in eval mode in batches of ``chunk`` images and is left as it was; the result
-    depends on ``cases`` and ``seed`` alone.
+    Args:
+        model: maps images in [0, 1] to logits; run in eval mode and left as it was.
+        cases: audited samples with the worst image found for each, ``distance`` finite for all.
+        class_names: one a class; the gallery goes through them in order.
+        seed: of the noise, and of a model that draws random numbers.
+        chunk: images a batch. Fixed, so that the result does not hang on what fits in memory.
 
+    >>> from robustann.auditing import Cases
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     >>> clean = torch.rand(2, 1, 2, 2) / 2
     >>> one = torch.tensor([0, 1])
@@ -110,7 +82,8 @@ def explain(
 
     attributions: list[list[Attribution]] = [[] for _ in chosen]
     drift = []
-    with _borrowed(model, seed) as device:
+    device = model_device(model)
+    with frozen(model, seed):
         for method, attribute in _methods(model, cases.bounds[0], chunk).items():
             before = _maps(attribute, clean, labels, chunk, device)
             after = _maps(attribute, attacked, labels, chunk, device)
@@ -133,7 +106,8 @@ def explain(
         _gallery_sample(cases, position, why, tuple(maps))
         for (position, why), maps in zip(chosen, attributions, strict=True)
     )
-    return Explanation(rule=RULE, gallery=gallery, drift=tuple(drift))
+    rule = RULE.format(n=len(cases.label), limit=GALLERY_LIMIT)
+    return Explanation(rule=rule, gallery=gallery, drift=tuple(drift))
 
 
 def _choose(cases: Cases, classes: int) -> list[tuple[int, str]]:
@@ -164,33 +138,6 @@ def _choose(cases: Cases, classes: int) -> list[tuple[int, str]]:
     return list(chosen.items())[:GALLERY_LIMIT]
 
 
-@contextmanager
-def _borrowed(model: nn.Module, seed: int) -> Iterator[torch.device]:
-    """Eval mode, frozen parameters, gradients on, seeded generators; all restored at the end."""
-    training = [(module, module.training) for module in model.modules()]
-    grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    tensors = [*model.parameters(), *model.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    forked = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=forked),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
-        torch.manual_seed(seed)
-        try:
-            model.eval()
-            for parameter, _ in grad:
-                parameter.requires_grad_(False)
-            yield device
-        finally:
-            for parameter, flag in grad:
-                parameter.requires_grad_(flag)
-            # Not through train(): a module may override it.
-            for module, mode in training:
-                module.training = mode
-
-
 def _methods(model: nn.Module, black: float, chunk: int) -> dict[str, Attribute]:
     from captum.attr import IntegratedGradients, Saliency
 
@@ -211,7 +158,7 @@ def _methods(model: nn.Module, black: float, chunk: int) -> dict[str, Attribute]
 
     def by_integration(x: Tensor, target: Tensor) -> Tensor:
         found: Tensor = integrated.attribute(
-            x, baselines=black, target=target, n_steps=IG_STEPS, internal_batch_size=4 * chunk
+            x, baselines=black, target=target, n_steps=IG_STEPS, internal_batch_size=2 * chunk
         )
         return found
 

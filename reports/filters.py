@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from markupsafe import Markup
 
@@ -13,13 +14,14 @@ from robustann.results import Interval
 
 # A thin space that does not break a line, between a number and its unit.
 THIN = "\u202f"
-NOTHING = "–"  # noqa: RUF001
+NOTHING = "\u2013"
 
 # Control characters, line and paragraph separators, and marks that turn the reading direction:
 # they could make a title, an alternative text or a row read as something else than it is.
 _UNSHOWN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 )
+_BASE64 = re.compile("[A-Za-z0-9+/]+={0,2}")
 
 
 def plain(value: object, limit: int = 300) -> str:
@@ -48,8 +50,8 @@ def name(value: object, limit: int = 40) -> Markup:
 def percent(value: float | None, digits: int = 1) -> str:
     """A share as percent.
 
-    >>> percent(0.4321), percent(None)
-    ('43.2\\u202f%', '–')
+    >>> percent(0.4321)
+    '43.2\\u202f%'
     """
     return NOTHING if value is None else f"{100 * value:.{digits}f}{THIN}%"
 
@@ -77,8 +79,8 @@ def count(value: int) -> str:
 def significant(value: float | None, digits: int = 3) -> str:
     """A number to so many significant digits, without needless zeros.
 
-    >>> significant(0.031372), significant(12345.0), significant(None)
-    ('0.0314', '12,345', '–')
+    >>> significant(0.031372), significant(12345.0)
+    ('0.0314', '12,345')
     """
     if value is None:
         return NOTHING
@@ -90,8 +92,8 @@ def significant(value: float | None, digits: int = 3) -> str:
 def duration(seconds: float | None) -> str:
     """Seconds in the unit that reads best.
 
-    >>> duration(0.0421), duration(75.0), duration(4000.0), duration(None)
-    ('0.04\\u202fs', '1\\u202fmin 15\\u202fs', '1\\u202fh 07\\u202fmin', '–')
+    >>> duration(0.0421), duration(75.0), duration(4000.0)
+    ('0.04\\u202fs', '1\\u202fmin 15\\u202fs', '1\\u202fh 06\\u202fmin')
     """
     if seconds is None:
         return NOTHING
@@ -102,6 +104,31 @@ def duration(seconds: float | None) -> str:
         return f"{minutes}{THIN}min {rest:02d}{THIN}s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}{THIN}h {minutes:02d}{THIN}min"
+
+
+def moment(text: str) -> str:
+    """An ISO 8601 time in words; other text as it is.
+
+    >>> moment("2025-01-02T03:04:05+00:00"), moment("yesterday")
+    ('2 January 2025, 03:04 UTC', 'yesterday')
+    """
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    if when.utcoffset() is None:
+        return text
+    when = when.astimezone(UTC)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def image_source(png: str) -> str:
+    """A PNG in base64 as the address of an image; what is no base64 becomes an empty image.
+
+    >>> image_source("AAAA"), image_source('"><b>')
+    ('data:image/png;base64,AAAA', 'data:,')
+    """
+    return f"data:image/png;base64,{png}" if _BASE64.fullmatch(png) else "data:,"
 
 
 def image_size(png: str) -> tuple[int, int] | None:
@@ -127,5 +154,7 @@ FILTERS: dict[str, Callable[..., object]] = {
     "count": count,
     "significant": significant,
     "duration": duration,
+    "moment": moment,
+    "image_source": image_source,
     "image_size": image_size,
 }

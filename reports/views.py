@@ -1,4 +1,4 @@
-"""What the sections show, worked out of a result: no HTML here, no numbers that it does not hold."""
+"""What the sections show, worked out of a result; no HTML here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from robustann.results import AuditResult, ClassScores, Drift, Interval, Scores
+from robustann.reports.filters import significant
+from robustann.results import AuditResult, ClassScores, Drift, Scores
 
 # Up to so many classes a confusion matrix can be read as a table.
 MATRIX_LIMIT = 20
@@ -98,6 +99,18 @@ def verdict(result: AuditResult) -> Verdict:
     return next(known for known in VERDICTS if known.state == state)
 
 
+def distance(result: AuditResult, value: float | None) -> str:
+    """A distance, in 255ths where eps was given so."""
+    if value is not None and in_255ths(result):
+        return f"{significant(255 * value)}/255"
+    return significant(value)
+
+
+def in_255ths(result: AuditResult) -> bool:
+    """Whether eps was given as a number of grey levels, such as ``8/255``."""
+    return result.threat.eps_text.replace(" ", "").endswith("/255")
+
+
 def correct(scores: Scores) -> int:
     """How many samples were classified correctly."""
     return sum(row[i] for i, row in enumerate(scores.confusion))
@@ -118,7 +131,6 @@ class Row:
     succeeded: int | None = None
     attempted: int | None = None
     success_rate: float | None = None
-    success_interval: Interval | None = None
     median_distance: float | None = None
     per_image: float | None = None
     forwards: int | None = None
@@ -129,7 +141,7 @@ class Row:
 
 def rows(result: AuditResult) -> list[Row]:
     """The clean samples, each attack in order, and the worst case over all of them."""
-    found = [Row("clean", "Clean", result.clean)]
+    found = [Row("clean", "Clean", result.clean, per_image=1, forwards=result.n, backwards=0)]
     times: list[float | None] = []
     for attack in result.attacks:
         times.append(result.execution.attack_seconds.get(attack.label))
@@ -142,7 +154,6 @@ def rows(result: AuditResult) -> list[Row]:
                 succeeded=attack.succeeded,
                 attempted=attack.attempted,
                 success_rate=attack.success_rate,
-                success_interval=attack.success_interval,
                 median_distance=attack.median_distance,
                 per_image=spent / attack.attempted if attack.attempted else None,
                 forwards=attack.forwards,

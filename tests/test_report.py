@@ -1,0 +1,777 @@
+"""The report is tested as what it is: a page that people believe, and an attack surface."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import itertools
+import math
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from robustann.reports import charts, render, views
+from robustann.reports.filters import count, interval, percent
+from robustann.results import (
+    AttackOutcome,
+    AttackSamples,
+    Attribution,
+    AuditResult,
+    ClassScores,
+    CleanSamples,
+    CurvePoint,
+    Drift,
+    DriftStatistics,
+    Execution,
+    Explanation,
+    GallerySample,
+    Gate,
+    Interval,
+    Provenance,
+    Scores,
+    Threat,
+    WorstCase,
+)
+
+ANIMALS = ("bird", "cat", "deer", "dog", "frog")
+HOSTILE = (
+    "</script><img src=x onerror=alert(1)>",
+    "\"'><svg onload=alert(1)>",
+    "\u202eesrever\u202c\u200f",
+    "x" * 10_000,
+    "{{ 7 * 7 }}{% raw %}&amp;",
+)
+
+
+def wilson(successes: int, n: int) -> Interval:
+    z, p = 1.96, successes / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Interval(low=(middle - half) / (1 + z * z / n), high=(middle + half) / (1 + z * z / n))
+
+
+def scores(labels: Sequence[int], predictions: Sequence[int], names: Sequence[str]) -> Scores:
+    size = len(names)
+    confusion = [[0] * size for _ in range(size)]
+    for label, prediction in zip(labels, predictions, strict=True):
+        confusion[label][prediction] += 1
+    classes = []
+    for i, name in enumerate(names):
+        hit, support = confusion[i][i], sum(confusion[i])
+        called = sum(row[i] for row in confusion)
+        precision, recall = hit / called if called else 0, hit / support if support else 0
+        f1 = 2 * precision * recall / (precision + recall) if hit else 0
+        classes.append(
+            ClassScores(name=name, precision=precision, recall=recall, f1=f1, support=support)
+        )
+    right = sum(confusion[i][i] for i in range(size))
+    return Scores(
+        accuracy=right / len(labels),
+        interval=wilson(right, len(labels)),
+        precision=sum(c.precision for c in classes) / size,
+        recall=sum(c.recall for c in classes) / size,
+        f1=sum(c.f1 for c in classes) / size,
+        classes=tuple(classes),
+        confusion=tuple(tuple(row) for row in confusion),
+    )
+
+
+def png(size: int = 8, mode: str = "RGB") -> str:
+    buffer = io.BytesIO()
+    Image.new(mode, (size, size)).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def explanation(size: int) -> Explanation:
+    def attribution(method: str, spearman: float | None) -> Attribution:
+        return Attribution(
+            method=method,
+            target=0,
+            clean_png=png(),
+            attacked_png=png(),
+            spearman=spearman,
+            top5=None if spearman is None else 0.25,
+        )
+
+    sample = GallerySample(
+        index=7,
+        label=0,
+        why="smallest distance",
+        attack="pgd:steps=20",
+        clean_prediction=0,
+        clean_confidence=0.91,
+        attacked_prediction=size - 1,
+        attacked_confidence=0.77,
+        distance=0.0123,
+        amplification=16.0,
+        clean_png=png(),
+        attacked_png=png(),
+        difference_png=png(),
+        attributions=(attribution("Saliency", 0.412), attribution("Integrated gradients", None)),
+    )
+    drift = Drift(
+        method="Saliency",
+        attacked=DriftStatistics(n=31, spearman=0.412, top5=0.222),
+        noise=DriftStatistics(n=31, spearman=0.687, top5=0.444),
+    )
+    return Explanation(rule="The rule of the gallery.", gallery=(sample,), drift=(drift,))
+
+
+def make_result(
+    names: Sequence[str] = ANIMALS,
+    n: int = 200,
+    *,
+    strengths: Sequence[float] = (0.02, 0.3, 0.55),
+    seed: int = 0,
+    **changes: Any,
+) -> AuditResult:
+    """A plausible result: the first attack is a control; attack k breaks about strengths[k]."""
+    rng = random.Random(seed)
+    size = len(names)
+    labels = [i % size for i in range(n)]
+    clean = [y if rng.random() < 0.9 else (y + 1) % size for y in labels]
+    hardness = [rng.random() for _ in labels]
+    fallen_by: list[str | None] = [None] * n
+    worst = list(clean)
+    attacks = []
+    for k, strength in enumerate(strengths):
+        label = ("noise:draws=5", "fgsm", "pgd:steps=20", "pgd:steps=20,loss=margin")[k]
+        right = [p == y for p, y in zip(clean, labels, strict=True)]
+        success = [ok and h < strength for ok, h in zip(right, hardness, strict=True)]
+        prediction = [
+            (y + 1 + i % max(1, min(3, size - 1))) % size if s else p
+            for i, (s, y, p) in enumerate(zip(success, labels, clean, strict=True))
+        ]
+        added = 0
+        for i, s in enumerate(success):
+            if s and fallen_by[i] is None:
+                fallen_by[i], worst[i], added = label, prediction[i], added + 1
+        attempted, succeeded = sum(right), sum(success)
+        attacks.append(
+            AttackOutcome(
+                name=label.partition(":")[0],
+                label=label,
+                access="none" if k == 0 else "white-box",
+                paper="Madry et al. 2018, arXiv:1706.06083" if k else "",
+                control=k == 0,
+                parameters={"steps": 10 * k, "loss": "cross-entropy"},
+                scores=scores(labels, prediction, names),
+                attempted=attempted,
+                succeeded=succeeded,
+                added=added,
+                success_rate=succeeded / attempted,
+                success_interval=wilson(succeeded, attempted),
+                median_distance=0.0271 + k / 1000 if succeeded else None,
+                forwards=1234 * (k + 1),
+                backwards=1111 * k,
+                samples=AttackSamples(
+                    prediction=tuple(prediction),
+                    success=tuple(success),
+                    distance=tuple(0.03 if s else None for s in success),
+                    margin=tuple(-1.0 if s else 1.0 for s in success),
+                    forwards=(10,) * n,
+                    backwards=(9,) * n,
+                    first_success=tuple(3 if s else None for s in success),
+                ),
+            )
+        )
+    final = scores(labels, worst, names)
+    eps = 8 / 255
+    values: dict[str, Any] = {
+        "threat": Threat(
+            norm="linf",
+            eps=eps,
+            eps_text="8/255",
+            bounds=(0.0, 1.0),
+            targeted=False,
+            words="An attacker who may change every pixel by at most 8/255.",
+        ),
+        "class_names": tuple(names),
+        "n": n,
+        "chance": 1 / size,
+        "clean": scores(labels, clean, names),
+        "clean_samples": CleanSamples(
+            index=tuple(range(n)),
+            label=tuple(labels),
+            prediction=tuple(clean),
+            confidence=tuple(round(rng.random(), 3) for _ in labels),
+            margin=tuple(1.0 if p == y else -1.0 for p, y in zip(clean, labels, strict=True)),
+        ),
+        "attacks": tuple(attacks),
+        "worst_case": WorstCase(
+            scores=final,
+            prediction=tuple(worst),
+            broken_by=tuple(fallen_by),
+            distance=tuple(0.0293 if by else None for by in fallen_by),
+        ),
+        "curve": tuple(
+            CurvePoint(eps=e / 255, robust_accuracy=r, interval=wilson(round(r * n), n))
+            for e, r in ((0, 0.9), (1, 0.84), (2, 0.71), (4, 0.6), (8, final.accuracy), (16, 0.1))
+        ),
+        "curve_propagations": 4321,
+        "explanation": explanation(size),
+        "gates": (
+            Gate(metric="robust_accuracy", on="lower", threshold=0.3, value=0.3123, passed=True),
+            Gate(metric="clean_accuracy", on="point", threshold=0.95, value=0.9012, passed=False),
+        ),
+        "provenance": Provenance(
+            versions={"robustann": "0.1.0", "torch": "2.15.0"},
+            seed=17,
+            model="resnet18",
+            model_sha256="ab" * 32,
+            parameters=11_173_962,
+            data="cifar10",
+            data_sha256="cd" * 32,
+            preset="standard",
+            config={"attacks": ["fgsm", "pgd"], "eps": "8/255", "device": None},
+        ),
+        "execution": Execution(
+            command="robustann audit model.safetensors --data cifar10",
+            started="2025-01-02T03:04:05Z",
+            seconds=83.4,
+            attack_seconds={"fgsm": 1.25, "pgd:steps=20": 61.0},
+            batch_size=256,
+            device="cpu",
+            threads=2,
+        ),
+    }
+    return AuditResult(**{**values, **changes})
+
+
+class Page(HTMLParser):
+    """Reads a page as a browser would, strictly: every element is closed, in order."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[tuple[str, ...], str]] = []
+        self.tables: list[list[list[str]]] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"{tag} has an attribute twice"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}>"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((tuple(self.open), data))
+        if ("td" in self.open or "th" in self.open) and "svg" not in self.open:
+            self.tables[-1][-1][-1] += data
+
+    @property
+    def tags(self) -> list[str]:
+        return [tag for tag, _ in self.elements]
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+    @property
+    def text(self) -> str:
+        joined = "".join(text for path, text in self.texts if "style" not in path)
+        return re.sub(r"[ \n]+", " ", joined)
+
+
+def with_changes(result: AuditResult, part: str, **changes: Any) -> AuditResult:
+    return result.model_copy(update={part: getattr(result, part).model_copy(update=changes)})
+
+
+def no_attack_fell() -> AuditResult:
+    return make_result(
+        strengths=(0.0, 0.0), explanation=None, curve=(), gates=(), curve_propagations=0
+    )
+
+
+VARIANTS: dict[str, Callable[[], AuditResult]] = {
+    "usual": make_result,
+    "two classes": lambda: make_result(("no", "yes")),
+    "twenty classes": lambda: make_result([f"class {i}" for i in range(20)]),
+    "hundred classes": lambda: make_result([f"class {i}" for i in range(100)], n=1000),
+    "hostile names": lambda: make_result(HOSTILE),
+    "nothing fell": no_attack_fell,
+    "no attacks": lambda: make_result(strengths=()),
+    "everything fell": lambda: make_result(strengths=(0.1, 1.1)),
+    "empty explanation": lambda: make_result(
+        explanation=Explanation(rule="None.", gallery=(), drift=())
+    ),
+    "empty drift": lambda: make_result(
+        explanation=Explanation(
+            rule="None.",
+            gallery=(),
+            drift=(
+                Drift(
+                    method="Saliency",
+                    attacked=DriftStatistics(n=0, spearman=None, top5=None),
+                    noise=DriftStatistics(n=0, spearman=None, top5=None),
+                ),
+            ),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_page_is_well_formed_and_accessible(variant: str) -> None:
+    html = render(VARIANTS[variant]())
+    page = Page(html)
+    assert html.startswith("<!doctype html>")
+    assert page.all("html") == [{"lang": "en"}]
+    assert page.tags.count("h1") == 1
+    levels = [int(tag[1]) for tag in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for link in page.all("a"):
+        assert (link["href"] or "").removeprefix("#") in ids
+    assert page.tags.count("table") == page.tags.count("caption")
+    assert all(th.get("scope") in ("row", "col", "colgroup") for th in page.all("th"))
+    assert all(img.get("alt") for img in page.all("img"))
+    assert all(svg.get("role") == "img" for svg in page.all("svg"))
+    assert page.tags.count("desc") == page.tags.count("svg")
+    for wrong in ("None", "nan", "inf ", "Undefined", "-0.0"):
+        assert not re.search(rf"(?<![a-zA-Z]){wrong}(?![a-z.])", page.text.replace("None.", ""))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_page_asks_nothing_of_any_host(variant: str) -> None:
+    html = render(VARIANTS[variant]())
+    page = Page(html)
+    for _, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            assert name != "style"
+            if name in ("src", "href", "action", "srcset", "data", "poster"):
+                assert (value or "").startswith(("#", "data:"))
+    assert not {"script", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    style = "".join(text for path, text in page.texts if path[-1:] == ("style",))
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_content_security_policy_allows_the_style_alone() -> None:
+    html = render(make_result())
+    policy = next(
+        meta["content"]
+        for meta in Page(html).all("meta")
+        if meta.get("http-equiv") == "Content-Security-Policy"
+    )
+    style = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
+    assert len(style) == 1
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def test_sections_stand_in_the_order_of_their_files() -> None:
+    folder = Path(charts.__file__).parent / "templates" / "sections"
+    names = sorted(path.name for path in folder.iterdir())
+    sections = Page(render(make_result())).all("section")
+    assert [section["id"] for section in sections] == [
+        re.sub(r"^\d+-|\.html\.j2$", "", name) for name in names
+    ]
+    assert [section["id"] for section in sections] == [
+        "verdict",
+        "attacks",
+        "curve",
+        "classes",
+        "confusion",
+        "gallery",
+        "explanations",
+        "limits",
+        "definitions",
+        "provenance",
+    ]
+
+
+def test_verdict_shows_the_figures_of_the_result() -> None:
+    result = make_result()
+    html = render(result)
+    text = Page(html[: html.index('<section id="attacks"')] + "</main></div></body></html>").text
+    clean, worst = result.clean, result.worst_case.scores
+    right, stood = views.correct(clean), views.correct(worst)
+    assert right == round(clean.accuracy * result.n)
+    assert stood == right - sum(a.added for a in result.attacks)
+    for figure in (
+        f"{percent(worst.accuracy)} worst-case robust accuracy "
+        f"95 % interval {interval(worst.interval)}",
+        f"{percent(clean.accuracy)} clean accuracy 95 % interval {interval(clean.interval)}",
+        f"Of {result.n} samples the model classifies {right} correctly.",
+        f"2 attacks and 1 control found a misclassified image within the threat model for "
+        f"{right - stood} of these; {stood} stayed correct throughout.",
+        f"Propagations{count(result.propagations)}",
+        result.threat.words,
+        "passed robust accuracy (lower end of its 95 % interval) is 31.2\u202f%, at least "
+        "30.0\u202f% is demanded",
+        "failed clean accuracy is 90.1\u202f%, at least 95.0\u202f% is demanded",
+    ):
+        assert figure in text
+
+
+def test_attacks_table_shows_the_figures_of_the_result() -> None:
+    result = make_result(n=1000)
+    table = Page(render(result)).tables[0]
+    head, clean, *attacks, worst = ([cell.strip() for cell in row] for row in table)
+    assert head == [
+        *("Attack", "Accuracy", "Precision", "Recall", "F1", "Success rate", "Added"),
+        *("Median distance", "Per image", "Forwards", "Backwards", "Time"),
+    ]
+
+    def scored(scores: Scores) -> list[str]:
+        return [
+            f"{percent(scores.accuracy)} {interval(scores.interval)}",
+            percent(scores.precision),
+            percent(scores.recall),
+            percent(scores.f1),
+        ]
+
+    dash = "\u2013"
+    rest = [dash, dash, dash, "1", "1,000", "0", dash]
+    assert clean == ["Clean", *scored(result.clean), *rest]
+    times = [dash, "1.25\u202fs", "1\u202fmin 01\u202fs"]
+    labels = ["noise control draws=5", "fgsm", "pgd steps=20"]
+    for row, attack, label, spent in zip(attacks, result.attacks, labels, times, strict=True):
+        assert row == [
+            label,
+            *scored(attack.scores),
+            f"{percent(attack.success_rate)} {attack.succeeded} of {attack.attempted}",
+            f"{attack.added}",
+            f"{255 * (attack.median_distance or 0):.3g}/255",
+            f"{(attack.forwards + attack.backwards) / attack.attempted:.3g}",
+            count(attack.forwards),
+            count(attack.backwards),
+            spent,
+        ]
+    fell = sum(attack.added for attack in result.attacks)
+    right = views.correct(result.clean)
+    assert worst[:6] == [
+        "Worst case",
+        *scored(result.worst_case.scores),
+        f"{percent(fell / right)} {fell} of {right}",
+    ]
+    assert worst[6:] == [dash, "7.47/255", f"{10737 / right:.3g}", "7,404", "3,333", dash]
+
+
+@pytest.mark.parametrize(
+    ("clean", "low", "accuracy", "high", "state"),
+    [
+        (0.9, 0.05, 0.12, 0.2, "broken"),
+        (0.9, 0.3, 0.4, 0.5, "most"),
+        (0.9, 0.5, 0.6, 0.7, "part"),
+        (0.9, 0.8, 0.88, 0.93, "held"),
+    ],
+)
+def test_verdict_follows_its_stated_rule(
+    clean: float, low: float, accuracy: float, high: float, state: str
+) -> None:
+    result = make_result([str(i) for i in range(10)])
+    worst = result.worst_case.scores.model_copy(
+        update={"accuracy": accuracy, "interval": Interval(low=low, high=high)}
+    )
+    result = with_changes(result, "worst_case", scores=worst)
+    result = with_changes(result, "clean", accuracy=clean)
+    assert views.verdict(result).state == state
+    controls = tuple(a.model_copy(update={"control": True}) for a in result.attacks)
+    only_controls = result.model_copy(update={"attacks": controls})
+    assert views.verdict(only_controls).state == "unknown"
+    html = render(result)
+    assert f'<p class="verdict {state}">' in html
+    # Never by colour alone: a symbol and words stand beside it.
+    assert views.verdict(result).words in Page(html).text
+
+
+def test_hostile_strings_change_nothing() -> None:
+    """The same result with every string replaced has the same elements and attributes."""
+    plain = make_result()
+    bad = HOSTILE[0] + HOSTILE[1] + HOSTILE[2] + HOSTILE[4]
+    sample = plain.explanation.gallery[0] if plain.explanation else None
+    assert sample is not None
+    evil = plain.model_copy(
+        update={
+            "class_names": HOSTILE,
+            "clean": scores(plain.clean_samples.label, plain.clean_samples.prediction, HOSTILE),
+            "attacks": tuple(
+                a.model_copy(
+                    update={
+                        "label": a.label + bad,
+                        "name": bad,
+                        "access": bad,
+                        "paper": a.paper and bad,
+                        "parameters": {bad: bad, "steps": 1},
+                    }
+                )
+                for a in plain.attacks
+            ),
+            "explanation": Explanation(
+                rule=bad,
+                gallery=(
+                    sample.model_copy(
+                        update={
+                            "why": bad,
+                            "attack": bad,
+                            "clean_png": bad,
+                            "attributions": tuple(
+                                a.model_copy(update={"method": bad, "clean_png": bad})
+                                for a in sample.attributions
+                            ),
+                        }
+                    ),
+                ),
+                drift=plain.explanation.drift if plain.explanation else (),
+            ),
+            "gates": tuple(g.model_copy(update={"metric": bad}) for g in plain.gates),
+        }
+    )
+    evil = with_changes(evil, "threat", norm=bad, eps_text=bad + "/255", words=bad)
+    evil = with_changes(
+        evil,
+        "provenance",
+        versions={bad: bad, "torch": bad},
+        model=bad,
+        model_sha256=bad,
+        data=bad,
+        data_sha256=bad,
+        preset=bad,
+        config={bad: [bad, bad], "eps": bad, "device": None},
+    )
+    evil = with_changes(
+        evil, "execution", command=bad * 100, started=bad, device=bad, attack_seconds={bad: 1.0}
+    )
+    html = render(evil)
+    page, expected = Page(html), Page(render(plain))
+    assert [tag for tag in page.tags if tag not in ("span", "bdi")] == [
+        tag for tag in expected.tags if tag not in ("span", "bdi")
+    ]
+    known = {name for _, attributes in expected.elements for name in attributes}
+    assert {name for _, attributes in page.elements for name in attributes} <= known
+    assert "<img src=x" not in html
+    assert "<svg onload" not in html
+    assert "{{ 7 * 7 }}" in html
+    assert not re.search("[\u200e\u200f\u202a-\u202e\u2066-\u2069\x00]", html)
+    # A name of 10,000 characters is clipped, not carried along at every mention.
+    assert len(html) < 200_000
+
+
+def test_every_name_from_outside_is_isolated() -> None:
+    page = Page(render(make_result(("\u05d0\u05d1", "cat", "deer"))))
+    for path, text in page.texts:
+        if "\u05d0\u05d1" in text and "svg" not in path:
+            assert "bdi" in path
+
+
+def test_empty_parts_are_said_to_be_empty() -> None:
+    text = Page(render(no_attack_fell())).text
+    for words in (
+        "has no curve",
+        "kept no images",
+        "computed no explanations",
+        "No attack broke a sample",
+        "No loss found",
+    ):
+        assert words in text
+
+
+def test_many_classes_have_flips_but_no_matrix() -> None:
+    html = render(VARIANTS["hundred classes"]())
+    assert 'class="matrix"' not in html
+    assert "Most frequent flips" in html
+    assert 'class="matrix"' in render(VARIANTS["twenty classes"]())
+
+
+def test_flips_and_weakest_class_are_counted_from_the_samples() -> None:
+    result = make_result()
+    flips = views.flips(result, limit=1000)
+    assert sum(flip.samples for flip in flips) == views.broken(result)
+    assert [flip.samples for flip in flips] == sorted((f.samples for f in flips), reverse=True)
+    lowest = min(c.recall for c in result.worst_case.scores.classes)
+    weakest = views.weakest(result)
+    assert {row.worst.recall for row in weakest} == {lowest}
+    assert f"Weakest class: {weakest[0].worst.name}. " in Page(render(result)).text
+
+
+def test_drift_is_read_beside_its_control() -> None:
+    def words(attacked: float, noise: float, n: int = 50) -> str:
+        return views.reading(
+            Drift(
+                method="Saliency",
+                attacked=DriftStatistics(n=n, spearman=attacked, top5=0.5),
+                noise=DriftStatistics(n=n, spearman=noise, top5=0.5),
+            )
+        )
+
+    assert "further than random noise" in words(0.4, 0.8)
+    assert "about as far as random noise" in words(0.79, 0.8)
+    assert "less than random noise" in words(0.9, 0.8)
+    assert "Noise alone already reorders it" in words(0.1, 0.3)
+    assert "no more than a hint" in words(0.4, 0.8, n=3)
+    assert "hint" not in words(0.4, 0.8)
+
+
+@pytest.mark.parametrize("eps_text", ["8/255", "0.0313725"])
+def test_curve_puts_every_point_where_it_belongs(eps_text: str) -> None:
+    result = with_changes(make_result(), "threat", eps_text=eps_text)
+    svg = str(charts.curve(result))
+    line = re.findall(r'<polyline class="line" points="([^"]+)"', svg)[0]
+    places = [tuple(map(float, pair.split(","))) for pair in line.split()]
+    left, right, bottom, top = places[0][0], places[-1][0], 294.0, 32.0
+    for (x, y), point in zip(places, result.curve, strict=True):
+        assert x == pytest.approx(left + (right - left) * point.eps / result.curve[-1].eps, abs=0.1)
+        assert y == pytest.approx(bottom + (top - bottom) * point.robust_accuracy, abs=0.1)
+    audited = re.findall(r'<line class="audited" x1="([\d.]+)"', svg)[0]
+    assert float(audited) == pytest.approx((left + right) / 2, abs=0.1)
+    assert (">8/255<" in svg) == (eps_text == "8/255")
+    assert svg.count('class="point"') == len(result.curve)
+
+
+def test_a_curve_far_beyond_the_audited_eps_says_that_its_scale_changes() -> None:
+    result = make_result()
+    far = CurvePoint(eps=1.0, robust_accuracy=0.2, interval=Interval(low=0.1, high=0.3))
+    svg = str(charts.curve(result.model_copy(update={"curve": (*result.curve, far)})))
+    assert "square-root scale" in svg
+    line = re.findall(r'<polyline class="line" points="([^"]+)"', svg)[0].split()
+    first, sixteenth, last = (float(line[i].split(",")[0]) for i in (0, -2, -1))
+    assert (sixteenth - first) / (last - first) == pytest.approx(math.sqrt(16 / 255), abs=0.001)
+
+
+def test_a_saved_result_gives_the_same_page(tmp_path: Path) -> None:
+    result = make_result()
+    result.save(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page == render(result) == render(AuditResult.load(tmp_path / "results.json"))
+
+
+def test_a_thousand_samples_render_in_well_under_a_second() -> None:
+    result = make_result([f"class {i}" for i in range(100)], n=1000)
+    render(result)
+    begin = time.perf_counter()
+    render(result)
+    assert time.perf_counter() - begin < 1
+
+
+BROWSER = shutil.which("chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: the page is not looked at"
+    )
+    if BROWSER is None:
+        pytest.skip("no chromium on the path: the page is not looked at")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module", params=["usual", "hostile names", "hundred classes"])
+def page_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render(VARIANTS[request.param]()), encoding="utf-8")
+    return path
+
+
+def test_browser_loads_the_page_alone_and_complains_of_nothing(
+    browser: Any, page_file: Path
+) -> None:
+    page = browser.new_page()
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri())
+    page.wait_for_load_state("networkidle")
+    page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:image/png")] == [page_file.as_uri()]
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1440])
+def test_browser_never_scrolls_the_page_sideways(browser: Any, page_file: Path, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(page_file.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    page.close()
+    assert widths[0] <= widths[1]
+
+
+# For every piece of shown text: its contrast to the nearest opaque background.
+CONTRASTS = """() => {
+  const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = colour => {
+    const [r, g, b] = channels(colour).map(v => v / 255)
+      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor, alpha = channels(colour)[3];
+      if (alpha === undefined || alpha === 1) return colour;
+    }
+  };
+  document.querySelectorAll('details').forEach(part => part.open = true);
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement, text = walker.currentNode.data.trim();
+    if (!text || !element.getClientRects().length || element.closest('title, desc')) continue;
+    const style = getComputedStyle(element);
+    const ink = luminance(element.closest('svg') ? style.fill : style.color);
+    const paper = luminance(behind(element));
+    found.push([text.slice(0, 30), (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_browser_shows_all_text_with_enough_contrast(browser: Any, scheme: str) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    page.set_content(render(make_result()))
+    contrasts = page.evaluate(CONTRASTS)
+    page.close()
+    assert len(contrasts) > 200
+    assert [entry for entry in contrasts if entry[1] < 4.5] == []
+
+
+def test_browser_follows_the_dark_mode(browser: Any, page_file: Path) -> None:
+    colours = set()
+    for scheme in ("light", "dark"):
+        page = browser.new_page(color_scheme=scheme)
+        page.goto(page_file.as_uri())
+        colours.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        page.close()
+    assert colours == {"rgb(250, 249, 246)", "rgb(20, 23, 26)"}
