@@ -110,7 +110,7 @@ class AdversarialTraining:
         >>> from robustann.attacks import PGD
         >>> step = AdversarialTraining(PGD(), ThreatModel("linf", 0.3), eps_warmup_epochs=2)
         >>> step.begin_epoch(1, 10)
-        >>> step.eps
+        >>> round(step.eps, 3)
         0.1
         """
         warmup = self.eps_warmup_epochs

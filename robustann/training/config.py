@@ -15,7 +15,7 @@ class TrainConfig:
     """How to train; the defaults suit digits, MNIST and CIFAR-10.
 
     Attributes:
-        epochs: passes over the training part; None chooses by the data (MNIST 5, else 30).
+        epochs: passes over the training part; None chooses by the data (MNIST 3, else 30).
         batch_size: images a step; an incomplete last batch is left out of that epoch.
         lr: peak of the one-cycle learning rate.
         momentum: Nesterov momentum of SGD.

@@ -6,34 +6,34 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
-from robustann.data import ImageData, Split, TensorSplit
+from robustann.data import ImageData
 from robustann.errors import ModelError, RobustannError, UsageError, unknown_name
 from robustann.files import check_writable_folder, write_text
 from robustann.metrics import classification_report
 from robustann.models import ImageClassifier, create_model, resolve_device
+from robustann.progress import Advance, progress_bar
 from robustann.rng import SampleRandom
+from robustann.training.batches import accuracy, channel_statistics, fetched, predictions
 from robustann.training.checkpoint import load_checkpoint, save_checkpoint
 from robustann.training.config import TrainConfig
-from robustann.training.progress import Display
 from robustann.training.randomness import generator, global_state_kept, seed_global
 from robustann.training.steps import StandardStep, TrainingStep
+from robustann.training.weights import moving_average, parameter_groups
 
 M = TypeVar("M", bound=nn.Module)
 
-_DEFAULT_EPOCHS = {"mnist": 5}
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_DEFAULT_EPOCHS = {"mnist": 3}
+_READ_EVERY = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +157,10 @@ def train(
         if log is not None:
             # Written anew from the history: lines of epochs that the checkpoint lacks drop out.
             write_text(log, "".join(json.dumps(row) + "\n" for row in run.history))
-        with Display(progress, run.epochs, run.steps) as display:
+        total = (run.epochs - len(run.history)) * run.steps
+        with progress_bar(total, wanted=progress, unit="steps") as advance:
             while not run.finished:
-                run.epoch(display)
+                run.epoch(advance)
                 if checkpoint is not None:
                     save_checkpoint(Path(checkpoint), run.state(), identity, run.history)
                 if log is not None:
@@ -203,10 +204,10 @@ class _Run:
         model.to(memory_format=self.format)
         self.average: AveragedModel | None = None
         if config.ema:
-            update = _moving_average(config.ema)
+            update = moving_average(config.ema)
             self.average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
         self.optimizer = torch.optim.SGD(
-            _parameter_groups(model, config.weight_decay),
+            parameter_groups(model, config.weight_decay),
             lr=config.lr,
             momentum=config.momentum,
             nesterov=True,
@@ -258,10 +259,9 @@ class _Run:
                 f"{classes} classes, got {came}; change the model's last layer"
             )
 
-    def epoch(self, display: Display) -> None:
+    def epoch(self, advance: Advance) -> None:
         """Train one epoch, validate, and append a row to the history."""
         number, started, config = len(self.history) + 1, time.perf_counter(), self.config
-        display.begin(number)
         begin = getattr(self.step, "begin_epoch", None)
         if begin is not None:
             begin(number, self.epochs)
@@ -275,7 +275,7 @@ class _Run:
         rate = 0.0
         # The images left over after the last whole batch sit this epoch out.
         batches = torch.split(order, self.batch_size)[: self.steps]
-        for index, (batch, images) in enumerate(_fetched(self.data.train, batches)):
+        for index, (batch, images) in enumerate(fetched(self.data.train, batches)):
             images = self.data.augmentation(images, augment)
             labels = self.data.train.labels[batch].to(self.device)
             random = SampleRandom.create(config.seed, batch).fork("train", number)
@@ -300,9 +300,9 @@ class _Run:
             losses[index] = loss.detach()
             correct += (logits.detach().argmax(1) == labels).sum()
             # Reading a value waits for an accelerator, so not at every step.
-            if index % 16 == 15 or index == self.steps - 1:
-                self._check_finite(losses[: index + 1], number)
-                display.advance(index + 1, float(losses[index]))
+            if (done := index + 1) % _READ_EVERY == 0 or done == self.steps:
+                self._check_finite(losses[:done], number)
+                advance((done - 1) % _READ_EVERY + 1, self._words(number, float(losses[index])))
         self.history.append(
             {
                 "epoch": number,
@@ -317,7 +317,10 @@ class _Run:
             self.best_weights = {
                 name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()
             }
-        display.validated(_score(self.history[-1]))
+
+    def _words(self, epoch: int, loss: float) -> str:
+        seen = f", validation {_score(self.history[-1]):.1%}" if self.history else ""
+        return f"epoch {epoch}/{self.epochs}, loss {loss:.3f}{seen}"
 
     def _check_finite(self, losses: Tensor, epoch: int) -> None:
         bad = (~torch.isfinite(losses)).nonzero()
@@ -332,7 +335,7 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         """Validation accuracy, and the accuracy on what the step wants to be judged by."""
         split, model, size = self.data.validation, self.judged, 2 * self.batch_size
-        row = {"validation_accuracy": _accuracy(_predictions(model, split, size), split.labels)}
+        row = {"validation_accuracy": accuracy(predictions(model, split, size), split.labels)}
         logits_of = getattr(self.step, "validation_logits", None)
         if logits_of is not None:
             found = []
@@ -342,7 +345,7 @@ class _Run:
                 images = split.images(indices)
                 logits = logits_of(model, images, labels, random=random.to(self.device))
                 found.append(logits.argmax(1).cpu())
-            row["validation_robust_accuracy"] = _accuracy(torch.cat(found), split.labels)
+            row["validation_robust_accuracy"] = accuracy(torch.cat(found), split.labels)
         return row
 
     def identity(self) -> dict[str, Any]:
@@ -384,8 +387,8 @@ class _Run:
         self.model.load_state_dict(self.best_weights)
         self.model.zero_grad(set_to_none=True)
         self.model.to(memory_format=torch.contiguous_format)
-        predictions = _predictions(self.model, test, 2 * self.batch_size)
-        report = classification_report(test.labels, predictions, self.data.class_names)
+        found = predictions(self.model, test, 2 * self.batch_size)
+        report = classification_report(test.labels, found, self.data.class_names)
         best = self.history[self.best_epoch - 1]
         metrics = {
             "accuracy": report.accuracy,
@@ -443,7 +446,7 @@ def _epochs(config: TrainConfig, data: ImageData) -> int:
 
 
 def _built(architecture: str, data: ImageData, config: TrainConfig) -> ImageClassifier:
-    mean, std = _channel_statistics(data.train, config.batch_size)
+    mean, std = channel_statistics(data.train, config.batch_size)
     return create_model(
         architecture,
         class_names=data.class_names,
@@ -452,91 +455,6 @@ def _built(architecture: str, data: ImageData, config: TrainConfig) -> ImageClas
         std=std,
         seed=config.seed,
     )
-
-
-def _channel_statistics(split: Split, batch_size: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over all images."""
-    sums = torch.zeros(2, split.shape[0], dtype=torch.float64)
-    for indices in torch.split(torch.arange(len(split)), batch_size):
-        # Sums of millions of float32 pixels lose digits; not every accelerator has float64.
-        images = split.images(indices).cpu().double()
-        sums += torch.stack([images.sum((0, 2, 3)), images.square().sum((0, 2, 3))])
-    mean, square = sums / (len(split) * split.shape[1] * split.shape[2])
-    std = (square - mean.square()).clamp_min(0).sqrt()
-    # A channel that never varies has no scale.
-    return mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist()
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights, which decay, and biases and normalisation parameters, which do not."""
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, _NORMS)
-        for parameter in module.parameters(recurse=False)
-    }
-    groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or id(parameter) in norms
-            groups[0.0 if exempt else weight_decay].append(parameter)
-    filled = [{"params": group, "weight_decay": decay} for decay, group in groups.items() if group]
-    if not filled:
-        raise ModelError(
-            "expected a model with parameters to train, got none that requires a gradient; "
-            "set requires_grad on some"
-        )
-    return filled
-
-
-def _moving_average(decay: float) -> Callable[..., None]:
-    """Update of averaged weights and buffers, such as the statistics of batch normalisation."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        if averaged[0].is_floating_point():
-            # A short memory at first, or the random initial weights would weigh for long.
-            seen = int(count)
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + seen) / (10 + seen)))
-        else:
-            torch._foreach_copy_(averaged, current)
-
-    return update
-
-
-def _predictions(model: nn.Module, split: Split, batch_size: int) -> Tensor:
-    """The predicted classes of all images, on the CPU; the model is then in eval mode."""
-    model.eval()
-    found = []
-    with torch.no_grad():
-        for indices in torch.split(torch.arange(len(split)), batch_size):
-            logits = model(split.images(indices))
-            if not bool(torch.isfinite(logits).all()):
-                raise RobustannError(
-                    "expected finite logits, got NaN or infinity from the model in training; "
-                    "try a lower learning rate, or clip the gradient (clip=1)"
-                )
-            found.append(logits.argmax(1).cpu())
-    return torch.cat(found)
-
-
-def _fetched(split: Split, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each batch of positions with its images; files are decoded one batch ahead."""
-    if isinstance(split, TensorSplit):
-        for batch in batches:
-            yield batch, split.images(batch)
-        return
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(split.images, batches[0])
-        for batch, following in zip(batches, [*batches[1:], None], strict=True):
-            images = coming.result()
-            if following is not None:
-                coming = reader.submit(split.images, following)
-            yield batch, images
-
-
-def _accuracy(predictions: Tensor, labels: Tensor) -> float:
-    return int((predictions == labels).sum()) / len(labels)
 
 
 def _score(row: Mapping[str, Any]) -> float:
