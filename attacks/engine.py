@@ -242,7 +242,8 @@ class Oracle:
         self.logits = logits.detach()
         self._best["backwards"] += self._standing
         self._judge(x.detach())
-        return gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        # Not in place: autograd may return a broadcast tensor.
+        return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
     def _judge(self, x: Tensor) -> None:
         if not self._judging:

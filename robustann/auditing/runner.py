@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustann.attacks import PGD, Attack
-from robustann.attacks.engine import model_device, predict_logits, run
+from robustann.attacks.engine import check_classes, model_device, predict_logits, run
 from robustann.attacks.losses import margin
 from robustann.auditing.batching import find_batch_size, in_halves, measure
 from robustann.auditing.presets import AuditConfig, get_preset
@@ -60,8 +60,9 @@ class Audit:
         self.config = config
         self.preset = get_preset(config.preset)
 
-    def estimate(self, model: nn.Module, split: Split) -> Estimate:
+    def estimate(self, model: nn.Module, split: Split, *, class_names: Sequence[str]) -> Estimate:
         """Time one batch and say what :meth:`run` would cost at most."""
+        _check_fit(model, split, class_names)
         positions = self._positions(split)
         size = self._batch_size(model, split, positions)
         rate = measure(model, split, positions[:size], self.config.threat)
@@ -109,6 +110,7 @@ class Audit:
         """
         begin = time.perf_counter()
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        _check_fit(model, split, class_names)
         positions = self._positions(split)
         size = self._batch_size(model, split, positions)
         # A fixed random subset can be explained, so that memory does not grow with the data.
@@ -120,9 +122,7 @@ class Audit:
         with progress_bar(work, wanted=progress, unit="images") as advance:
             for start in range(0, len(positions), size):
                 batches += in_halves(
-                    lambda part: [
-                        self._batch(model, split, part, class_names, candidates, seconds, advance)
-                    ],
+                    lambda part: [self._batch(model, split, part, candidates, seconds, advance)],
                     positions[start : start + size],
                 )
         explanation = None
@@ -182,18 +182,12 @@ class Audit:
         model: nn.Module,
         split: Split,
         positions: Tensor,
-        class_names: Sequence[str],
         candidates: set[int],
         seconds: dict[str, float],
         advance: Advance,
     ) -> Batch:
         x, labels = split.images(positions).cpu(), split.labels[positions]
         logits = predict_logits(model, x, batch_size=len(x), seed=self.config.seed)
-        if logits.shape[1] != len(class_names):
-            raise DataError(
-                f"expected a model with one logit for each of the {len(class_names)} classes of "
-                f"the data, got {logits.shape[1]} logits; check that the model belongs to the data"
-            )
         advance(len(x), "clean")
         batch = Batch(positions, labels, logits)
         prediction = logits.argmax(1)
@@ -332,6 +326,17 @@ class Audit:
                 "explain": config.explain,
             },
         )
+
+
+def _check_fit(model: nn.Module, split: Split, class_names: Sequence[str]) -> None:
+    """Refuse a model that does not belong to the data, before any long work."""
+    classes = predict_logits(model, split.images([0]).cpu()).shape[1]
+    if classes != len(class_names):
+        raise DataError(
+            f"expected a model with one logit for each of the {len(class_names)} classes of "
+            f"the data, got {classes} logits; check that the model belongs to the data"
+        )
+    check_classes(split.labels, classes)
 
 
 def _generator(purpose: int) -> torch.Generator:

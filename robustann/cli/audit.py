@@ -145,7 +145,9 @@ def audit(
     model = read_model(model_path, arch, device, quiet)
     data = read_data(data_spec, data_root, download, image_size, quiet)
     if dry_run:
-        click.echo(_in_words(Audit(config).estimate(model, data.test)))
+        click.echo(
+            _in_words(Audit(config).estimate(model, data.test, class_names=data.class_names))
+        )
         return 0
     result = Audit(config).run(
         model,
