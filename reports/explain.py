@@ -172,7 +172,7 @@ def _maps(
     maps = [images.new_zeros(0, *images.shape[2:])]
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
-        x, y = images[part].clone().to(device), labels[part].to(device)
+        x, y = (tensor[part].clone().to(device) for tensor in (images, labels))
         maps.append(attribute(x, y).detach().abs().sum(1).cpu())
     return torch.cat(maps)
 

@@ -1,0 +1,336 @@
+"""Attributions are checked where they are known in closed form, and for what they leave alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from robustann.auditing import Cases
+from robustann.reports import explain as module
+from robustann.reports.explain import explain
+from robustann.results import Explanation
+
+NAMES = [str(i) for i in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower with more: the threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class SmallNet(nn.Module):
+    """Everything that makes attribution methods stumble: a reused in-place ReLU, first of all
+    layers, batch norm, dropout, and a mix of training flags."""
+
+    def __init__(self, channels: int = 3, classes: int = 5) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.first = nn.Conv2d(channels, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.dropout = nn.Dropout(0.5)
+        self.last = nn.Linear(6 * 64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.first(self.relu(x))))
+        x = self.relu(self.second(x))
+        return self.last(self.dropout(x.flatten(1)))
+
+
+def linear(channels: int = 1, side: int = 8, classes: int = 5) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * side * side, classes))
+
+
+def make_cases(n: int = 12, shape: tuple[int, int, int] = (3, 8, 8), **changes: Any) -> Cases:
+    """All samples broken, at growing distances in a shuffled order, by sign noise."""
+    generator = torch.Generator().manual_seed(1)
+    clean = torch.rand(n, *shape, generator=generator)
+    signs = torch.randint(0, 2, clean.shape, generator=generator) * 2 - 1
+    distance = (torch.randperm(n, generator=generator) + 1) / 100
+    label = torch.arange(n) % len(NAMES)
+    values: dict[str, Any] = {
+        "index": torch.arange(n) * 7,
+        "label": label,
+        "clean": clean,
+        "attacked": (clean + distance.view(-1, 1, 1, 1) * signs).clamp(0, 1),
+        "clean_prediction": label,
+        "attacked_prediction": (label + 1) % len(NAMES),
+        "clean_confidence": torch.full((n,), 0.9),
+        "attacked_confidence": torch.full((n,), 0.8),
+        "success": torch.ones(n, dtype=torch.bool),
+        "distance": distance,
+        "attack": ["pgd"] * n,
+        "eps": 0.12,
+        "bounds": (0.0, 1.0),
+    }
+    return Cases(**{**values, **changes})
+
+
+def maps_of(model: nn.Module, method: str, x: Tensor, labels: Tensor) -> Tensor:
+    """Signed attributions, as the explanation computes them before it sums over channels."""
+    with module.frozen(model, 0):
+        return module._methods(model, 0.0, 8)[method](x.clone(), labels).detach()
+
+
+def decode(png: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
+
+
+def test_saliency_of_a_linear_model_is_its_weight() -> None:
+    model = linear()
+    labels = torch.tensor([0, 3, 4])
+    found = maps_of(model, "Saliency", torch.rand(3, 1, 8, 8), labels)
+    weight: Tensor = model[1].weight
+    assert torch.equal(found, weight[labels].detach().abs().view(3, 1, 8, 8))
+
+
+def test_integrated_gradients_sum_to_the_difference_of_the_logits() -> None:
+    torch.manual_seed(0)
+    model = SmallNet().eval()
+    x, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    found = maps_of(model, "Integrated gradients", x, labels)
+    with torch.no_grad():
+        rise = (model(x.clone()) - model(torch.zeros_like(x))).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(found.flatten(1).sum(1), rise, atol=5e-3, rtol=0.02)
+
+
+def test_integrated_gradients_of_a_linear_model_are_weight_times_input() -> None:
+    model = linear()
+    x, labels = torch.rand(2, 1, 8, 8), torch.tensor([1, 2])
+    found = maps_of(model, "Integrated gradients", x, labels)
+    weight: Tensor = model[1].weight
+    torch.testing.assert_close(found, weight[labels].detach().view_as(x) * x)
+
+
+def test_an_identity_attack_moves_no_explanation() -> None:
+    cases = make_cases()
+    found = explain(SmallNet(), make_cases(attacked=cases.clean), NAMES, 0)
+    for drift in found.drift:
+        assert (drift.attacked.n, drift.attacked.spearman, drift.attacked.top5) == (12, 1.0, 1.0)
+        assert drift.noise.spearman == pytest.approx(1.0, abs=1e-3)
+    assert {sample.amplification for sample in found.gallery} == {1.0}
+    assert decode(found.gallery[0].difference_png).min() == 128
+
+
+def test_noise_of_the_same_kind_is_no_worse_than_noise() -> None:
+    """The attack of these cases is random-sign noise, and so is the control."""
+    torch.manual_seed(0)
+    found = explain(SmallNet(), make_cases(40), NAMES, 0)
+    for drift in found.drift:
+        assert drift.attacked.n == drift.noise.n == 40
+        assert drift.attacked.spearman == pytest.approx(drift.noise.spearman, abs=0.1)
+        assert 0 < (drift.attacked.top5 or 0) < 1
+
+
+def test_control_noise_has_the_size_of_the_attack_after_clipping() -> None:
+    cases = make_cases(clean=torch.zeros(12, 3, 8, 8).index_fill_(0, torch.arange(6), 0.5))
+    attacked = (cases.clean + 0.1).clamp(0, 1)
+    noisy = module._noise_like(cases.clean, attacked, cases.index, (0.0, 1.0), seed=3)
+    assert noisy.min() >= 0
+    assert noisy.max() <= 1
+    wanted, got = ((image - cases.clean).flatten(1).norm(dim=1) for image in (attacked, noisy))
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    alone = module._noise_like(
+        cases.clean[4:5], attacked[4:5], cases.index[4:5], (0.0, 1.0), seed=3
+    )
+    assert torch.equal(alone[0], noisy[4])
+
+
+class Detached(nn.Module):
+    """Hides its gradient, as a preprocessing step in another library does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x.detach())
+        return logits
+
+
+class Half(nn.Module):
+    """Has no gradient for images that are darker than the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = SmallNet()
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = (x.detach().flatten(1).mean(1) > 0.25).float()[:, None]
+        logits: Tensor = self.inner(x) * bright
+        return logits
+
+
+def test_maps_without_gradient_are_left_out_and_counted() -> None:
+    found = explain(Detached(), make_cases(), NAMES, 0)
+    for drift in found.drift:
+        assert (drift.attacked.n, drift.attacked.spearman, drift.noise.top5) == (0, None, None)
+    assert all(m.spearman is None for sample in found.gallery for m in sample.attributions)
+    cases = make_cases()
+    dark = torch.arange(12).view(-1, 1, 1, 1) % 3 == 0
+    clean = torch.where(dark, cases.clean / 10, cases.clean)
+    found = explain(Half(), make_cases(clean=clean, attacked=(clean + 0.02).clamp(0, 1)), NAMES, 0)
+    assert [drift.attacked.n for drift in found.drift] == [8, 8]
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_model_is_left_exactly_as_it_was(guard: Any) -> None:
+    torch.manual_seed(0)
+    model = SmallNet().train()
+    model.norm.eval()
+    model.last.bias.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [m.training for m in model.modules()]
+    grads = [p.requires_grad for p in model.parameters()]
+    cases = make_cases()
+    images = cases.clean.clone(), cases.attacked.clone()
+    torch.manual_seed(5)
+    with guard():
+        explain(model, cases, NAMES, 0)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), drawn)
+    assert [m.training for m in model.modules()] == flags
+    assert [p.requires_grad for p in model.parameters()] == grads
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
+    assert torch.equal(cases.clean, images[0])
+    assert torch.equal(cases.attacked, images[1])
+    assert not cases.clean.requires_grad
+
+
+def test_the_model_is_restored_after_an_error() -> None:
+    class Broken(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("out of memory")
+
+    model = Broken().train()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        explain(model, make_cases(), NAMES, 0)
+    assert all(m.training for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_same_cases_give_the_same_explanation() -> None:
+    torch.manual_seed(0)
+    model = SmallNet()
+    first = explain(model, make_cases(), NAMES, 3)
+    torch.manual_seed(99)
+    assert explain(model, make_cases(), NAMES, 3) == first
+    assert explain(model, make_cases(), NAMES, 4) != first
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_grey_colour_and_other_images(channels: int) -> None:
+    cases = make_cases(6, (channels, 8, 8))
+    found = explain(SmallNet(channels), cases, NAMES, 0)
+    sample = found.gallery[0]
+    position = cases.index.tolist().index(sample.index)
+    image = cases.attacked[position].mul(255).round().byte()
+    shown = decode(sample.attacked_png)
+    if channels == 1:
+        assert np.array_equal(shown, image[0].numpy())
+    elif channels == 3:
+        assert np.array_equal(shown, image.permute(1, 2, 0).numpy())
+    else:
+        assert shown.shape == (8, 8)
+    for attribution in sample.attributions:
+        assert decode(attribution.clean_png).shape == (8, 8)
+
+
+def test_resnet18_with_its_reused_relus() -> None:
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    found = explain(resnet18(num_classes=5), make_cases(2, (3, 32, 32)), NAMES, 0)
+    assert [drift.method for drift in found.drift] == ["Saliency", "Integrated gradients"]
+    for drift in found.drift:
+        assert drift.attacked.n == 2
+        assert 0 < (drift.attacked.spearman or 0) < 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_model_on_an_accelerator_is_explained_there() -> None:
+    torch.manual_seed(0)
+    model = SmallNet()
+    wanted = explain(model, make_cases(), NAMES, 0)
+    found = explain(model.cuda(), make_cases(), NAMES, 0)
+    assert chosen(found) == chosen(wanted)
+    for ours, theirs in zip(found.drift, wanted.drift, strict=True):
+        assert ours.attacked.spearman == pytest.approx(theirs.attacked.spearman, abs=0.01)
+        assert ours.noise.spearman == pytest.approx(theirs.noise.spearman, abs=0.01)
+    assert next(model.parameters()).is_cuda
+
+
+def test_the_difference_is_amplified_by_a_power_of_two_around_grey() -> None:
+    cases = make_cases()
+    for sample in explain(linear(3), cases, NAMES, 0).gallery:
+        position = cases.index.tolist().index(sample.index)
+        delta = cases.attacked[position] - cases.clean[position]
+        assert math.log2(sample.amplification).is_integer()
+        assert 0.25 < sample.amplification * float(delta.abs().max()) <= 0.5
+        wanted = (0.5 + sample.amplification * delta).mul(255).round().byte().permute(1, 2, 0)
+        assert np.array_equal(decode(sample.difference_png), wanted.numpy())
+
+
+def chosen(found: Explanation) -> list[tuple[int, str]]:
+    return [(sample.index // 7, sample.why) for sample in found.gallery]
+
+
+def test_gallery_holds_the_easiest_the_median_the_hardest_then_one_a_class() -> None:
+    success = torch.arange(12) != 11
+    cases = make_cases(distance=torch.arange(12, 0, -1) / 100, success=success)
+    found = explain(linear(3), cases, NAMES, 0)
+    assert chosen(found) == [
+        (10, "smallest distance"),
+        (5, "median distance"),
+        (0, "largest distance"),
+        *((i, "first broken of its class") for i in (1, 2, 3, 4)),
+    ]
+    assert "12 audited samples" in found.rule
+
+
+def test_gallery_is_never_longer_than_its_limit() -> None:
+    cases = make_cases(40, label=torch.arange(40), clean_prediction=torch.arange(40))
+    found = explain(linear(3, classes=40), cases, [str(i) for i in range(40)], 0)
+    assert len(found.gallery) == 12
+    assert len({sample.index for sample in found.gallery}) == 12
+
+
+def test_gallery_of_survivors_is_marked_as_not_broken() -> None:
+    none = torch.zeros(12, dtype=torch.bool)
+    wrong_at_once = torch.where(torch.arange(12) == 0, 4, torch.arange(12) % 5)
+    cases = make_cases(success=none, clean_prediction=wrong_at_once)
+    found = explain(linear(3), cases, NAMES, 0)
+    assert chosen(found) == [(i, "not broken") for i in (5, 1, 2, 3, 4)]
+    assert found.drift[0].attacked.n == 0
+    cases = make_cases(success=none, clean_prediction=(torch.arange(12) + 1) % 5)
+    found = explain(linear(3), cases, NAMES, 0)
+    assert chosen(found) == [(i, "wrong before any attack") for i in range(5)]
+
+
+def test_maps_are_scaled_to_their_99th_percentile_and_rise_in_lightness() -> None:
+    palette = np.array(module._heat_palette()).reshape(256, 3)
+    lightness = palette @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > -0.5).all()
+    values = torch.arange(100.0).view(10, 10)
+    values[9, 9] = 1e6
+    levels = decode(module._heat_png(values))
+    assert levels.max() == 255
+    assert levels[4, 9] == round(49 / 98 * 255)
+    assert decode(module._heat_png(torch.zeros(4, 4))).max() == 0
