@@ -10,7 +10,7 @@ from typing import Literal
 from robustann.reports.filters import significant
 from robustann.results import AuditResult, ClassScores, Drift, Scores
 
-# Up to so many classes a confusion matrix can be read as a table.
+# Up to so many classes a confusion matrix, or a list of all classes, can be read.
 MATRIX_LIMIT = 20
 
 DEFINITIONS: dict[str, str] = {
@@ -72,14 +72,14 @@ VERDICTS = (
     Verdict("broken", "×", "No better than guessing"),  # noqa: RUF001
     Verdict("most", "▼", "Most of the accuracy is lost"),
     Verdict("part", "▽", "Part of the accuracy is lost"),
-    Verdict("held", "●", "No loss found"),
+    Verdict("held", "●", "No clear loss found"),
     Verdict("unknown", "?", "Not measured"),
 )
 VERDICT_RULES = {
     "broken": "the interval of the robust accuracy reaches down to chance",
     "most": "the robust accuracy is less than half of the clean accuracy",
     "part": "at least half is left, but the interval lies under the clean accuracy",
-    "held": "the interval reaches the clean accuracy",
+    "held": "the interval reaches the clean accuracy, as it also does when attacks are too weak",
     "unknown": "no attack ran",
 }
 
@@ -101,7 +101,7 @@ def verdict(result: AuditResult) -> Verdict:
 
 def distance(result: AuditResult, value: float | None) -> str:
     """A distance, in 255ths where eps was given so."""
-    if value is not None and in_255ths(result):
+    if value and in_255ths(result):
         return f"{significant(255 * value)}/255"
     return significant(value)
 
@@ -194,9 +194,15 @@ class ClassRow:
 
 
 def classes(result: AuditResult) -> list[ClassRow]:
-    """Classes in order, with their scores clean and in the worst case."""
+    """Classes with their scores clean and in the worst case.
+
+    In order; but the weakest first where they are too many to read them all.
+    """
     pairs = zip(result.clean.classes, result.worst_case.scores.classes, strict=True)
-    return [ClassRow(clean, worst) for clean, worst in pairs]
+    found = [ClassRow(clean, worst) for clean, worst in pairs]
+    if len(found) > MATRIX_LIMIT:
+        found.sort(key=lambda row: (row.worst.support == 0, row.worst.recall))
+    return found
 
 
 def weakest(result: AuditResult) -> list[ClassRow]:

@@ -20,7 +20,8 @@ class Report:
     Attributes:
         accuracy: share of predictions that equal the label, in [0, 1].
         interval: 95 % Wilson interval of the accuracy.
-        precision: unweighted mean over the classes; likewise ``recall`` and ``f1``.
+        precision: unweighted mean over the classes that occur in labels or predictions
+            (scikit-learn's macro average); likewise ``recall`` and ``f1``.
         per_class: (precision, recall, f1, support) of each class; support counts its samples.
         confusion: ``confusion[i][j]`` counts samples of class i that were predicted as j.
 
@@ -73,7 +74,7 @@ def classification_report(
     Args:
         labels: N integers in 0..C-1.
         predictions: N integers in 0..C-1.
-        class_names: the C classes; a class that does not occur counts in the means, as 0.
+        class_names: the C classes.
 
     Raises:
         DataError: different lengths, none at all, no integers, or a value outside 0..C-1.
@@ -95,13 +96,16 @@ def classification_report(
     precision, recall, f1, support = precision_recall_fscore_support(
         truth, guess, labels=classes, zero_division=0
     )
+    # A class that neither occurs nor is predicted says nothing: small samples of many classes
+    # would drown in zeros.
+    seen = np.union1d(truth, guess)
     hits = int((truth == guess).sum())
     return Report(
         accuracy=hits / len(truth),
         interval=wilson_interval(hits, len(truth)),
-        precision=float(precision.mean()),
-        recall=float(recall.mean()),
-        f1=float(f1.mean()),
+        precision=float(precision[seen].mean()),
+        recall=float(recall[seen].mean()),
+        f1=float(f1[seen].mean()),
         per_class=tuple(
             (float(p), float(r), float(f), int(s))
             for p, r, f, s in zip(precision, recall, f1, support, strict=True)

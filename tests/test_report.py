@@ -438,7 +438,7 @@ def test_attacks_table_shows_the_figures_of_the_result() -> None:
     head, clean, *attacks, worst = ([cell.strip() for cell in row] for row in table)
     assert head == [
         *("Attack", "Accuracy", "Precision", "Recall", "F1", "Success rate", "Added"),
-        *("Median distance", "Per image", "Forwards", "Backwards", "Time"),
+        *("Median distance", "Passes per image", "Forwards", "Backwards", "Time"),
     ]
 
     def scored(scores: Scores) -> list[str]:
@@ -590,7 +590,7 @@ def test_empty_parts_are_said_to_be_empty() -> None:
         "kept no images",
         "computed no explanations",
         "No attack broke a sample",
-        "No loss found",
+        "No clear loss found",
     ):
         assert words in text
 
@@ -672,6 +672,18 @@ def test_a_thousand_samples_render_in_well_under_a_second() -> None:
     assert time.perf_counter() - begin < 1
 
 
+def test_classes_without_samples_are_said_to_have_none() -> None:
+    names = [f"class {i}" for i in range(30)]
+    result = make_result(names, n=20)
+    rows = views.classes(result)
+    recalls = [row.worst.recall for row in rows if row.worst.support]
+    assert len(recalls) == 20
+    assert recalls == sorted(recalls)
+    assert all(row.worst.support == 0 for row in rows[20:])
+    assert all(row.worst.support for row in views.weakest(result))
+    assert Page(render(result)).text.count("not among the audited samples") == 10
+
+
 BROWSER = shutil.which("chromium")
 ARGUMENTS = [
     "--no-sandbox",
@@ -727,6 +739,18 @@ def test_browser_never_scrolls_the_page_sideways(browser: Any, page_file: Path, 
     widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     page.close()
     assert widths[0] <= widths[1]
+
+
+def test_browser_prints_the_usual_page_within_the_paper(browser: Any) -> None:
+    # A4 with margins of 15 mm, at 96 dots an inch.
+    page = browser.new_page(viewport={"width": 680, "height": 1000}, color_scheme="dark")
+    page.set_content(render(make_result(n=1000)))
+    page.emulate_media(media="print")
+    widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.close()
+    assert widths[0] <= widths[1]
+    assert paper == "rgb(255, 255, 255)"
 
 
 # For every piece of shown text: its contrast to the nearest opaque background.
