@@ -27,13 +27,13 @@ DEFINITIONS: dict[str, str] = {
     "chance": "The accuracy of guessing.",
     "precision": (
         "Of the samples predicted as a class, the share that belongs to it; averaged over "
-        "classes, each with the same weight (macro)."
+        "the classes that occur, each with the same weight (macro)."
     ),
     "recall": (
-        "Of the samples of a class, the share predicted as it; averaged over classes, each with "
-        "the same weight (macro)."
+        "Of the samples of a class, the share predicted as it; averaged over the classes that "
+        "occur, each with the same weight (macro)."
     ),
-    "F1": "The harmonic mean of precision and recall; averaged over classes (macro).",
+    "F1": "The harmonic mean of precision and recall; averaged over the classes that occur.",
     "success rate": (
         "Samples that the attack broke, divided by the samples it attacked: those that the model "
         "classified correctly before. 0 % means it broke none, not that none can be broken."
