@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from robustann.attacks import Attack, AttackResult, parse_attack
 from robustann.attacks import engine as _engine
-from robustann.auditing import Audit, AuditConfig, Cases
+from robustann.auditing import Audit, AuditConfig
 from robustann.data import ImageData, Split, tensor_split
 from robustann.errors import UsageError
 from robustann.models import ImageClassifier
+from robustann.reports.explain import explain as _explain
 from robustann.rng import SampleRandom
 
 if TYPE_CHECKING:
-    from robustann.results import AuditResult, Explanation
+    from robustann.results import AuditResult
     from robustann.threat import ThreatModel
 
 
@@ -179,9 +180,3 @@ def _resolve(
 
 def _name(model: nn.Module) -> str:
     return model.spec.arch if isinstance(model, ImageClassifier) else type(model).__name__
-
-
-def _explain(model: nn.Module, cases: Cases, class_names: Sequence[str], seed: int) -> Explanation:
-    from robustann.reports.explain import explain
-
-    return explain(model, cases, class_names=class_names, seed=seed)

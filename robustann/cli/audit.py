@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -126,6 +126,7 @@ def audit(
     from robustann.attacks import parse_attack
     from robustann.auditing import Audit, AuditConfig, parse_gate, with_gates
     from robustann.files import check_writable_folder
+    from robustann.reports.explain import explain as explanations
 
     # Everything that can be refused is refused before the first minute of work.
     demands = dict(parse_gate(text) for text in fail_under)
@@ -155,7 +156,7 @@ def audit(
         class_names=data.class_names,
         model_name=f"{model.spec.arch} ({model_path.name})",
         data_name=data.name,
-        explainer=_explainer(),
+        explainer=explanations,
         progress=not quiet,
         command=shlex.join(["robustann", *sys.argv[1:]]),
     )
@@ -173,14 +174,6 @@ def audit(
             err=True,
         )
     return 1 if failed else 0
-
-
-def _explainer() -> Any:
-    from robustann.reports.explain import explain
-
-    return lambda model, cases, class_names, seed: explain(
-        model, cases, class_names=class_names, seed=seed
-    )
 
 
 def _batch_size(text: str) -> int | Literal["auto"]:
