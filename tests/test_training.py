@@ -267,6 +267,20 @@ def test_learning_rate_rises_and_falls(small: ImageData, epochs: int) -> None:
     assert epochs == 1 or rates[-1] < 0.06
 
 
+def test_learning_rate_may_come_from_the_step(small: ImageData) -> None:
+    class Careful(StandardStep):
+        default_lr = 0.01
+
+    def peak(**settings: Any) -> Any:
+        result = train(linear(), small, epochs=1, **settings)
+        return result.training["config"]["lr"], max(row["lr"] for row in result.history)
+
+    standard, careful = peak(), peak(step=Careful())
+    assert (standard[0], careful[0]) == (0.1, 0.01)
+    assert standard[1] == pytest.approx(10 * careful[1])
+    assert peak(step=Careful(), lr=0.1) == standard
+
+
 # --- which epoch ---
 
 

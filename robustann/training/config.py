@@ -17,7 +17,7 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training part; None chooses by the data (MNIST 3, else 30).
         batch_size: images a step; an incomplete last batch is left out of that epoch.
-        lr: peak of the one-cycle learning rate.
+        lr: peak of the one-cycle learning rate; None takes the step's, else 0.1.
         momentum: Nesterov momentum of SGD.
         weight_decay: L2 penalty, on neither biases nor the parameters of normalisation layers.
         label_smoothing: share of the target spread over all classes, for the standard step; another
@@ -34,17 +34,17 @@ class TrainConfig:
     Raises:
         UsageError: a value out of its range.
 
-    >>> TrainConfig(epochs=3).lr == TrainConfig().lr
-    True
+    >>> TrainConfig(epochs=3).batch_size
+    128
     >>> TrainConfig(lr=-1)
     Traceback (most recent call last):
     ...
-    robustann.errors.UsageError: lr: expected a positive number, got -1
+    robustann.errors.UsageError: lr: expected a positive number or None, got -1
     """
 
     epochs: int | None = None
     batch_size: int = 128
-    lr: float = 0.1
+    lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.05
@@ -81,7 +81,7 @@ _SWITCH = (lambda v: isinstance(v, bool), "True or False")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda v: v is None or _integer(v, 1), "a positive integer or None"),
     "batch_size": (lambda v: _integer(v, 1), "a positive integer"),
-    "lr": (_positive, "a positive number"),
+    "lr": (lambda v: v is None or _positive(v), "a positive number or None"),
     "momentum": (lambda v: _positive(v) and v < 1, "a number above 0 and below 1"),
     "weight_decay": (lambda v: _number(v, 0), "a number of at least 0"),
     "label_smoothing": _SHARE,

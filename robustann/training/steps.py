@@ -15,8 +15,9 @@ from robustann.rng import SampleRandom
 class TrainingStep(Protocol):
     """What one batch contributes; any object of this form will do.
 
-    A step may also have these two methods, found by name:
+    A step may also have these, found by name:
 
+    - ``default_lr``, the peak learning rate where the settings name none.
     - ``begin_epoch(epoch, epochs)``, called before each epoch (the first is 1), a resumed one too.
     - ``validation_logits(model, images, labels, *, random)``, the logits that a step wants to be
       judged by, such as those on crafted images. The best epoch is then the one with the highest
