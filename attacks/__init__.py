@@ -30,7 +30,7 @@ def registered() -> dict[str, type[Attack]]:
     """All attacks by name.
 
     >>> sorted(registered())
-    ['fgsm', 'noise', 'pgd']
+    ['fgsm', 'mm', 'noise', 'pgd', 'square']
     """
     found: dict[str, type[Attack]] = {}
     for module in pkgutil.iter_modules(__path__):

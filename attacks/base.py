@@ -39,6 +39,9 @@ class Attack(ABC):
     norms: ClassVar[frozenset[str]]
     # A control is no attack but a yardstick; the report marks it.
     control: ClassVar[bool] = False
+    # Whether it looks for the nearest adversarial image instead of any within eps. The engine
+    # then keeps the nearest, drops nothing, and allows the whole box.
+    minimum_norm: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from robustann.attacks.base import Attack, State
 from robustann.attacks.losses import Loss, margin
+from robustann.attacks.relaxed import leaky_backward
 from robustann.errors import DataError, ModelError
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel, check_images
@@ -34,7 +35,9 @@ class AttackResult:
 
     Attributes:
         adversarial: the final images, float32 (N, C, H, W), always within the threat model: the
-            first adversarial one where the attack succeeded, else the one of smallest margin.
+            first adversarial one where the attack succeeded, else the one of smallest margin. Of a
+            minimum-norm attack the nearest adversarial one found, which may lie beyond eps;
+            ``prediction`` then differs from the label though ``success`` is false.
         success: whether the final image, judged in float32, is classified wrongly (targeted: as
             the wanted class). True also where the original already was; the image is then the
             original.
@@ -151,6 +154,14 @@ def predict_logits(model: nn.Module, x: Tensor, *, batch_size: int = 256, seed: 
     return logits
 
 
+def _mean_logits(model: nn.Module, x: Tensor, draws: int) -> Tensor:
+    """The logits of ``x``, averaged over so many calls of a randomised model."""
+    logits = _check_logits(model(x), len(x))
+    for _ in range(draws - 1):
+        logits = logits + _check_logits(model(x), len(x))
+    return logits / draws if draws > 1 else logits
+
+
 def _aligned_rows(count: int) -> Tensor:
     """0..count-1, filled up with copies of row 0 to a multiple of the alignment."""
     return torch.cat([torch.arange(count), torch.zeros(-count % ALIGNMENT, dtype=torch.int64)])
@@ -179,53 +190,79 @@ class Oracle:
         threat: ThreatModel,
         random: SampleRandom,
         judging: bool = True,
+        minimum_norm: bool = False,
+        best: tuple[Tensor, Tensor] | None = None,
+        limit: Tensor | None = None,
+        draws: int = 1,
     ) -> None:
         count = len(x)
         rows = _aligned_rows(count).to(x.device)
         self.threat = threat
         self.x = x[rows]
         self.labels = labels[rows]
-        self.region = threat.region(self.x)
+        reach = threat.with_eps(threat.widest(x[0].numel())) if minimum_norm else threat
+        self.region = reach.region(self.x)
         self.random = self._streams = random.select(rows)
         self.logits = torch.empty(0, device=x.device)
         self._model = model
         self._judging = judging
+        self._minimum_norm = minimum_norm
+        self._draws = draws
         self._rows = rows
         self._standing = torch.arange(len(rows), device=x.device) < count
         # Best image so far of each row; flushed into ``_kept`` when the row leaves.
         self._best: State = {
-            "adversarial": self.x.clone(),
-            "margin": torch.full((len(rows),), torch.inf, device=x.device),
+            "adversarial": (self.x if best is None else best[0][rows]).clone(),
+            "margin": torch.full((len(rows),), torch.inf, device=x.device)
+            if best is None
+            else best[1][rows].float(),
+            "distance": torch.full((len(rows),), torch.inf, device=x.device),
             "success": torch.zeros_like(self._standing),
             "prediction": torch.full_like(self.labels, -1),
             "forwards": torch.zeros_like(self.labels),
             "backwards": torch.zeros_like(self.labels),
             "first_success": torch.full_like(self.labels, -1),
         }
+        self._limit = None if limit is None else limit[rows]
         self._kept: State = {name: value[:count].clone() for name, value in self._best.items()}
         self._real = self._standing.clone()
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def best(self) -> Tensor:
+        """The image of smallest margin that each sample has been shown so far (M, C, H, W); an
+        earlier attack's, where one was handed on."""
+        return self._best["adversarial"]
+
+    @property
+    def best_margin(self) -> Tensor:
+        """The margin of :attr:`best` (M,): positive while the sample stands, infinite before the
+        first query."""
+        return self._best["margin"]
+
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (M, K) of ``x``: one forward a sample, judged."""
+        """Logits (M, K) of ``x``: one forward a sample (and draw), judged."""
         with torch.no_grad():
-            self.logits = _check_logits(self._model(x), len(x))
+            self.logits = _mean_logits(self._model, x, self._draws)
         self._judge(x)
         return self.logits
 
-    def gradient(self, x: Tensor, loss: Loss) -> Tensor:
+    def gradient(self, x: Tensor, loss: Loss, leak: float = 0.0) -> Tensor:
         """Gradient of the loss with respect to ``x``: one forward and one backward a sample.
 
         The loss is summed over samples, so no gradient hangs on the batch. Entries that are not
-        finite count as zero.
+        finite count as zero. ``leak`` lets that share of the gradient through closed ReLUs (see
+        :func:`~robustann.attacks.relaxed.leaky_backward`). Over several draws of a randomised
+        model, logits and gradients are averaged (EOT: Athalye et al., ICML 2018).
 
         Raises:
             ModelError: the output does not depend on the input in a differentiable way.
         """
         x = x.detach().requires_grad_()
-        logits = _check_logits(self._model(x), len(x))
+        with leaky_backward(leak):
+            logits = _mean_logits(self._model, x, self._draws)
         if not logits.requires_grad:
             raise ModelError(
                 "expected a differentiable model, but its output carries no gradient; remove "
@@ -240,7 +277,7 @@ class Oracle:
                 "forward pass"
             )
         self.logits = logits.detach()
-        self._best["backwards"] += self._standing
+        self._best["backwards"] += self._standing * self._draws
         self._judge(x.detach())
         # Not in place: autograd may return a broadcast tensor.
         return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -249,22 +286,31 @@ class Oracle:
         if not self._judging:
             return
         best, standing = self._best, self._standing
-        best["forwards"] += standing
+        best["forwards"] += standing * self._draws
         prediction = self.logits.argmax(1)
         hit = prediction == self.labels
         fallen = hit if self.threat.targeted else ~hit
         gap = -margin(self.logits, self.labels, self.threat.targeted)
         gap = gap.nan_to_num(nan=torch.inf)
         # A tie in the logits can be won or lost: what counts is the prediction.
-        better = standing & (fallen | (gap < best["margin"]))
+        if self._minimum_norm:
+            distance = self.threat.distance(x, self.x).to(best["distance"].dtype)
+            nearer = fallen & (distance < best["distance"])
+            better = standing & (nearer | (~fallen & ~best["success"] & (gap < best["margin"])))
+            best["distance"] = torch.where(standing & nearer, distance, best["distance"])
+        else:
+            better = standing & (fallen | (gap < best["margin"]))
         shape = (-1,) + (1,) * (x.dim() - 1)
         best["adversarial"] = torch.where(better.view(shape), x, best["adversarial"])
         best["margin"] = torch.where(better, gap, best["margin"])
         best["prediction"] = torch.where(better, prediction, best["prediction"])
-        new = standing & fallen
+        new = standing & fallen & ~best["success"]
         best["success"] |= new
         best["first_success"] = torch.where(new, best["forwards"], best["first_success"])
-        self._standing = standing & ~fallen
+        if not self._minimum_norm:
+            self._standing = standing & ~fallen
+        if self._limit is not None:
+            self._standing &= best["forwards"] + best["backwards"] < self._limit
 
     def restart(self, start: int) -> None:
         """Fresh random streams for the samples that still stand."""
@@ -285,6 +331,8 @@ class Oracle:
         self._streams = self._streams.select(keep)
         if len(self.logits):
             self.logits = self.logits[keep]
+        if self._limit is not None:
+            self._limit = self._limit[keep]
         self._rows, self._real = self._rows[keep], self._real[keep]
         self._standing = self._standing[keep]
         self._best = {name: value[keep] for name, value in self._best.items()}
@@ -311,6 +359,9 @@ def run(
     *,
     random: SampleRandom,
     known_correct: bool = False,
+    best: tuple[Tensor, Tensor] | None = None,
+    limit: Tensor | None = None,
+    draws: int = 1,
 ) -> AttackResult:
     """Attack one batch of images and judge the outcome.
 
@@ -326,6 +377,11 @@ def run(
         random: one stream a sample.
         known_correct: skip the first look at the originals; the caller knows that none of them
             is adversarial already.
+        best: the images of smallest margin that earlier attacks found (N, C, H, W), and their
+            margins (N,): attacks that start from the best go on from there.
+        limit: propagations that each sample may still cost (N,), int64; a sample leaves when it
+            has reached them. None means no limit.
+        draws: forwards averaged for each answer of a randomised model.
 
     Raises:
         UsageError: the attack does not support the norm.
@@ -340,7 +396,17 @@ def run(
     compaction = 1 if device.type == "cpu" else _ACCELERATOR_COMPACTION
     streams = random.to(device).fork(attack.label)
     with frozen(model, random.seed):
-        oracle = Oracle(model, x, labels, threat, streams)
+        oracle = Oracle(
+            model,
+            x,
+            labels,
+            threat,
+            streams,
+            minimum_norm=attack.minimum_norm,
+            best=None if best is None else (best[0].to(x), best[1].to(x)),
+            limit=None if limit is None else limit.to(device),
+            draws=draws,
+        )
         if not known_correct:
             check_classes(labels, oracle.forward(oracle.x).shape[1])
             oracle.compact({})
@@ -359,27 +425,40 @@ def run(
                 oracle.forward(state["x"])
                 oracle.compact({})
         kept = oracle.finish()
-        return _verified(kept, model, x, labels, threat, attack)
+        return _verified(kept, model, x, labels, threat, attack, draws)
 
 
 def _verified(
-    kept: State, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, attack: Attack
+    kept: State,
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    attack: Attack,
+    draws: int,
 ) -> AttackResult:
     """Judge the final image of every claimed success again, in float32, inside the region."""
-    final = threat.project(kept["adversarial"], x)
+    reach = threat.with_eps(threat.widest(x[0].numel())) if attack.minimum_norm else threat
+    final = reach.project(kept["adversarial"], x)
+    # What is no image (NaN) proves nothing, whatever the model makes of it.
+    unfit = ~final.isfinite().flatten(1).all(1)
+    final[unfit] = x[unfit]
+    distance = threat.distance(final, x)
     claimed = kept["success"].nonzero().squeeze(1)
     if len(claimed):
         rows = claimed[_aligned_rows(len(claimed)).to(claimed.device)]
         with torch.no_grad():
-            logits = _check_logits(model(final[rows]), len(rows))[: len(claimed)]
+            logits = _mean_logits(model, final[rows], draws)[: len(claimed)]
         hit = logits.argmax(1) == labels[claimed]
-        kept["success"][claimed] = hit if threat.targeted else ~hit
+        within = distance[claimed] <= threat.eps
+        kept["success"][claimed] = (hit if threat.targeted else ~hit) & within
         kept["prediction"][claimed] = logits.argmax(1)
         kept["margin"][claimed] = -margin(logits, labels[claimed], threat.targeted)
-        kept["forwards"][claimed] += 1
+        kept["forwards"][claimed] += draws
     cpu = {name: value.cpu() for name, value in kept.items()}
-    cpu["adversarial"] = final.cpu()
-    return AttackResult(**cpu, distance=threat.distance(final, x).cpu(), attack=attack)
+    return AttackResult(
+        **{**cpu, "adversarial": final.cpu(), "distance": distance.cpu()}, attack=attack
+    )
 
 
 def craft(

@@ -1,0 +1,124 @@
+"""The Square attack: random search over square patches, no gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from robustann.attacks.base import Access, Attack, State, at_least
+from robustann.errors import UsageError
+
+if TYPE_CHECKING:
+    from robustann.attacks.engine import Oracle
+
+# Share of pixels in a square, halved when this many of 10,000 queries are done (the paper's).
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square(Attack):
+    """Random squares at the edge of the ball; what lowers the margin stays (Andriushchenko et al.,
+    ECCV 2020).
+
+    It asks for logits only, so masked gradients do not stop it. From the best image of a gradient
+    attack it needs far fewer queries than from scratch.
+
+    linf: a square of side sqrt(p * H * W) is set to +-eps, one sign a channel; from scratch the
+    search begins with vertical stripes. l2: the change within a random window is taken away, and
+    what the ball then allows is spent in another window, in a centred bump of random sign.
+
+    Args:
+        queries: forwards a sample.
+        p: share of the pixels in the first squares; it falls in nine halvings.
+        start: ``stripes``, from scratch; ``best``, where earlier attacks ended.
+
+    >>> Square(queries=100, start="best").label
+    'square:queries=100,start=best'
+    """
+
+    name: ClassVar[str] = "square"
+    paper: ClassVar[str] = "https://arxiv.org/abs/1912.00049"
+    access: ClassVar[Access] = "score"
+    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+
+    queries: int = 5000
+    p: float = 0.8
+    start: str = "stripes"
+
+    def __post_init__(self) -> None:
+        at_least("queries", self.queries, 1)
+        if not 0 < self.p <= 1:
+            raise UsageError(f"expected p above 0 and at most 1, got {self.p}")
+        if self.start not in ("stripes", "best"):
+            raise UsageError(f"expected start as stripes or best, got '{self.start}'")
+
+    @property
+    def iterations(self) -> int:
+        # The engine looks at the last proposal itself.
+        return self.queries - 1
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.queries, 0
+
+    def init(self, oracle: Oracle) -> State:
+        if self.start == "best":
+            return {"x": self._propose(oracle, oracle.best, 0)}
+        if oracle.threat.norm == "linf":
+            channels, _, width = oracle.x.shape[1:]
+            signs = oracle.random.sign(channels, 1, width)
+            return {"x": oracle.region.project(oracle.x + signs * oracle.threat.eps)}
+        return {"x": oracle.region.random_start(oracle.random)}
+
+    def step(self, oracle: Oracle, state: State, iteration: int) -> State:
+        oracle.forward(state["x"])
+        # The best image so far is the engine's to remember.
+        return {"x": self._propose(oracle, oracle.best, iteration + 1)}
+
+    def _propose(self, oracle: Oracle, x: Tensor, query: int) -> Tensor:
+        channels, height, width = x.shape[1:]
+        done = 10_000 * query / self.queries
+        share = self.p / 2 ** sum(done > mark for mark in _HALVINGS)
+        side = max(1, min(round(math.sqrt(share * height * width)), height, width))
+        if oracle.threat.norm == "linf":
+            window = _window(oracle, side, height, width)
+            edge = oracle.x + oracle.random.sign(channels, 1, 1) * oracle.threat.eps
+            return oracle.region.project(torch.where(window, edge, x))
+        return self._move_energy(oracle, x, max(side, min(3, height, width)))
+
+    def _move_energy(self, oracle: Oracle, x: Tensor, side: int) -> Tensor:
+        """l2: empty one window, fill another up to the sphere."""
+        channels, height, width = x.shape[1:]
+        delta = x - oracle.x
+        source, target = (_window(oracle, side, height, width) for _ in range(2))
+        sign = oracle.random.sign(channels, 1, 1)
+        delta = torch.where(source & ~target, torch.zeros_like(delta), delta)
+        rows = torch.arange(height, device=x.device).view(1, 1, height, 1)
+        columns = torch.arange(width, device=x.device).view(1, 1, 1, width)
+        top = target.any(3, keepdim=True).float().argmax(2, keepdim=True)
+        left = target.any(2, keepdim=True).float().argmax(3, keepdim=True)
+        middle = (side - 1) / 2
+        away = (rows - top - middle).abs() + (columns - left - middle).abs()
+        bump = torch.where(target, 1 / (1 + away), torch.zeros_like(delta))
+        inside = torch.where(target, delta, torch.zeros_like(delta))
+        # Old change and new bump share the window, as in the paper.
+        length = inside.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+        mixed = bump / bump.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * sign + inside / length
+        mixed = mixed / mixed.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+        rest = torch.where(target, torch.zeros_like(delta), delta).flatten(1).square().sum(1)
+        left_over = (oracle.threat.eps**2 - rest).clamp(min=0).sqrt().view(-1, 1, 1, 1)
+        return oracle.region.project(oracle.x + torch.where(target, mixed * left_over, delta))
+
+
+def _window(oracle: Oracle, side: int, height: int, width: int) -> Tensor:
+    """A random square for each sample, as a mask (M, 1, H, W)."""
+    place = oracle.random.uniform(2)
+    top = (place[:, 0] * (height - side + 1)).long().view(-1, 1, 1, 1)
+    left = (place[:, 1] * (width - side + 1)).long().view(-1, 1, 1, 1)
+    rows = torch.arange(height, device=place.device).view(1, 1, height, 1)
+    columns = torch.arange(width, device=place.device).view(1, 1, 1, width)
+    return (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
