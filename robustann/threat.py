@@ -16,6 +16,8 @@ from robustann.rng import SampleRandom
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[str, ...] = get_args(Norm)
+# Further out, squares overflow float32; no image is.
+_FAR = 1e15
 
 
 def parse_number(value: float | str, what: str) -> float:
@@ -29,7 +31,8 @@ def parse_number(value: float | str, what: str) -> float:
     """
     try:
         if isinstance(value, str) and "/" in value:
-            numerator, _, denominator = value.partition("/")
+            # Fraction reads "2/3" by itself: 1/2/3 must not become 1/(2/3).
+            numerator, denominator = value.split("/")
             number = float(Fraction(numerator.strip()) / Fraction(denominator.strip()))
         else:
             number = float(value)
@@ -49,7 +52,8 @@ def _down(value: float) -> float:
     An image whose float32 difference is at most this is within ``value`` for every reader,
     whether it computes in float32 or float64.
     """
-    rounded = np.float32(value)
+    with np.errstate(over="ignore"):
+        rounded = np.float32(value)
     return float(np.nextafter(rounded, np.float32(0)) if float(rounded) > value else rounded)
 
 
@@ -82,21 +86,28 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise unknown_name("norm", str(self.norm), NORMS)
-        low, high = (float(bound) for bound in self.bounds)
+        try:
+            low, high = (float(bound) for bound in self.bounds)
+        except (TypeError, ValueError):
+            low = high = math.nan
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise UsageError(
                 f"expected bounds as two finite numbers, the lower first, got {self.bounds}; "
                 "for images in [0, 1] leave the default"
             )
         given: object = self.eps
-        text = self.eps_text or (given if isinstance(given, str) else f"{self.eps:.6g}")
         eps = parse_number(self.eps, "eps")
+        text = given if isinstance(given, str) else f"{eps:.6g}"
+        # dataclasses.replace hands the text on, with the same eps or with another one.
+        if self.eps_text and parse_number(self.eps_text, "eps_text") == eps:
+            text = self.eps_text
         if eps < 0:
             raise UsageError(f"expected eps >= 0, got {text}; name the radius as a positive number")
         if self.norm == "linf" and eps > high - low:
+            advice = f"did you mean {eps:g}/255?" if "/" not in text else "name a smaller radius"
             raise UsageError(
                 f"expected an linf eps of at most {high - low:g}, the width of the image range, "
-                f"got {text}; images are in [{low:g}, {high:g}]: did you mean {text}/255?"
+                f"got {text}; images are in [{low:g}, {high:g}]: {advice}"
             )
         object.__setattr__(self, "bounds", (low, high))
         object.__setattr__(self, "eps", eps)
@@ -244,9 +255,14 @@ class Region:
         entries whose change matters most are kept. The result never leaves the box, nor the
         ball in float32 or float64 arithmetic.
         """
+        clipped = torch.clamp(x_adv, self._lower, self._upper)
         if self.threat.norm == "linf":
-            return torch.clamp(x_adv, self._lower, self._upper)
-        delta = (x_adv - self.x).flatten(1)
+            return clipped
+        # What fits stays as it is, to the last bit: an image that was judged is handed out.
+        fits = self.threat.distance(clipped, self.x) <= self._eps
+        if bool(fits.all()):
+            return clipped
+        delta = (x_adv - self.x).flatten(1).clamp_(-_FAR, _FAR)
         low, high = (self._lower - self.x).flatten(1), (self._upper - self.x).flatten(1)
         if self.threat.norm == "l2":
             moved = _project_l2(delta, low, high, self._eps)
@@ -254,29 +270,41 @@ class Region:
             moved = _project_l1(delta, low, high, self._eps)
         else:
             moved = _project_l0(delta, low, high, int(self._eps))
-        return self._inside(self.x + moved.view_as(self.x))
+        inside = self._inside(self.x + moved.view_as(self.x))
+        return torch.where(fits.view((-1,) + (1,) * (self.x.dim() - 1)), clipped, inside)
 
     def _inside(self, x_adv: Tensor) -> Tensor:
         """Undo what rounding put outside: clamp to the box, shrink what is a float too long."""
         x_adv = torch.clamp(x_adv, self._lower, self._upper)
         if self.threat.norm == "l0":
             return x_adv
-        for _ in range(3):
+        shape = (-1,) + (1,) * (x_adv.dim() - 1)
+        # Every round brings each entry of such a row nearer, so this ends; mostly after one.
+        while True:
             distance = self.threat.distance(x_adv, self.x)
-            if not bool((distance > self._eps).any()):
-                break
-            # Shrunk by a little more than the excess: adding delta to x rounds once again.
-            factor = (self._eps / _positive(distance)).clamp(max=1.0) * (1 - 2**-21)
-            factor = torch.where(distance > self._eps, factor, 1.0).float()
-            shape = (-1,) + (1,) * (x_adv.dim() - 1)
-            shrunk = torch.clamp(
-                self.x + (x_adv - self.x) * factor.view(shape), self._lower, self._upper
-            )
-            x_adv = torch.where((distance > self._eps).view(shape), shrunk, x_adv)
-        return x_adv
+            outside = distance > self._eps
+            if not bool(outside.any()):
+                return x_adv
+            factor = (self._eps / _positive(distance)).clamp(max=1.0) * (1 - 2**-22)
+            delta = x_adv - self.x
+            shrunk = self.x + delta * factor.float().view(shape)
+            # Adding rounds once again, often back to where it was.
+            nearer = (shrunk - self.x).abs() < delta.abs()
+            shrunk = torch.where(nearer, shrunk, x_adv.nextafter(self.x))
+            x_adv = torch.where(outside.view(shape), shrunk, x_adv)
 
     def step(self, x_adv: Tensor, gradient: Tensor, size: float) -> Tensor:
-        """``x_adv`` moved by the steepest step of length ``size`` and projected."""
+        """``x_adv`` moved by the steepest step of length ``size`` and projected.
+
+        l1: an entry that stands at the end of its range and is pushed further gives its share of
+        the step to others, which else would never move; it is pushed all the same, so that the
+        projection takes what is too long from the others and not from it.
+        """
+        if self.threat.norm == "l1":
+            stuck = torch.where(gradient > 0, x_adv >= self._upper, x_adv <= self._lower)
+            step = self.threat.steepest_step(gradient.masked_fill(stuck, 0.0), size)
+            step = torch.where(stuck, gradient.sign() * size, step)
+            return self.project(step.add_(x_adv))
         return self.project(self.threat.steepest_step(gradient, size).add_(x_adv))
 
     def random_start(self, random: SampleRandom) -> Tensor:
@@ -297,7 +325,8 @@ class Region:
             return self.x.flatten(1).scatter(1, chosen, values).view_as(self.x)
         if norm == "l2":
             ray = random.normal(size)
-            length = random.uniform(1).pow_(1 / size) * eps
+            # Not pow: in vector instructions it rounds otherwise than in the rows left over.
+            length = random.uniform(1).log_().div_(size).exp_() * eps
             delta = ray * (length / _positive(ray.norm(dim=1, keepdim=True)))
         else:
             # Exponential numbers divided by a sum that has one more of them: uniform in the
@@ -329,7 +358,9 @@ def check_images(x: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
     if math.isnan(smallest) or math.isnan(largest):
         count = int((~x.isfinite()).flatten(1).any(1).sum())
         raise DataError(f"{expected}, got NaN in {count} of {len(x)} images; mend or drop them")
-    if smallest < low or largest > high:
+    # Images hold the bounds as rounded to their own type.
+    lowest, highest = torch.tensor(bounds, dtype=x.dtype).tolist()
+    if smallest < lowest or largest > highest:
         raise DataError(
             f"{expected}, got values from {smallest:.4g} to {largest:.4g}; scale the images and "
             "put the normalisation (mean, std) into the model's first layer"
@@ -404,6 +435,7 @@ def _project_l0(delta: Tensor, low: Tensor, high: Tensor, count: int) -> Tensor:
     clipped = torch.clamp(delta, low, high)
     if count >= delta.shape[1]:
         return clipped
-    gain = delta.square() - (delta - clipped).square()
+    # delta^2 - (delta - clipped)^2, without the cancellation.
+    gain = clipped * (2 * delta - clipped)
     keep = torch.zeros_like(delta).scatter_(1, gain.topk(count, dim=1).indices, 1.0)
     return clipped * keep
