@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -43,9 +44,10 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
         at_least("restarts", self.restarts, 1)
-        if self.step_size is not None and not self.step_size > 0:
+        if self.step_size is not None and not 0 < self.step_size < math.inf:
             raise UsageError(
-                f"expected step_size > 0, got {self.step_size}; leave it out for 2.5 * eps / steps"
+                f"expected a finite step_size > 0, got {self.step_size}; leave it out for "
+                "2.5 * eps / steps"
             )
         get_loss(self.loss)
 
