@@ -1,0 +1,160 @@
+"""The checks: their thresholds, what a failure means and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from robustann.findings import Finding, FindingVerdict
+
+
+@dataclass(frozen=True)
+class Check:
+    """A question to an evaluation.
+
+    Attributes:
+        threshold: the check fails beyond it (where it says so: below it); None where the answer
+            is yes or no.
+        means: what a failure means for the robust accuracy.
+        advice: what to do then.
+        source: who proposed to look.
+    """
+
+    threshold: float | None
+    means: str
+    advice: str
+    source: str
+
+
+_CARLINI = "Carlini et al. 2019, arXiv:1902.06705"
+_ATHALYE = "Athalye et al. 2018, arXiv:1802.00420"
+_PINTOR = "Pintor et al. 2022, arXiv:2106.09947"
+_AUTOATTACK = "Croce and Hein 2020, arXiv:2003.01690, and the checks of its code"
+
+CHECKS: Mapping[str, Check] = {
+    # Of the model, before the attacks.
+    "randomised": Check(
+        1e-4,
+        "A single gradient shows one draw only and attacks chase noise, so robustness looks "
+        "larger than it is.",
+        "Average gradients and logits over draws (EOT: run(..., draws=20)), or audit the model "
+        "with its randomness fixed.",
+        f"{_ATHALYE}; {_AUTOATTACK}",
+    ),
+    "batch-dependent": Check(
+        1e-3,
+        "An image's prediction hangs on its neighbours, so an attacked image may be judged "
+        "otherwise alone, and results change with the batch size.",
+        "Set batch statistics to fixed ones (BatchNorm in eval mode with running statistics), or "
+        "make the model treat each image alone.",
+        _CARLINI,
+    ),
+    "training-mode": Check(
+        1e-3,
+        "Dropout or batch statistics are active in one mode and not in the other: two models are "
+        "being spoken of.",
+        "Call model.eval() before use, and let eval() reach every layer; the figures of this "
+        "audit hold for eval mode only.",
+        _CARLINI,
+    ),
+    "softmax-output": Check(
+        None,
+        "Where probabilities round to 0 or 1 the losses of attacks lose their slope, and attacks "
+        "that expect logits fail.",
+        "Take the softmax off the model's output; train with a loss on logits.",
+        f"{_CARLINI}; {_AUTOATTACK}",
+    ),
+    "dynamic-defense": Check(
+        None,
+        "The model optimises something while it predicts. Its gradient as seen from outside is "
+        "not that of what it does, and attacks that do not know this fail.",
+        "Attack through the inner optimisation (unroll it), or with attacks that need no "
+        "gradients, and transfer from the model without it.",
+        f"{_AUTOATTACK}; Croce et al. 2022, arXiv:2202.13711",
+    ),
+    "gradient-missing": Check(
+        0.05,
+        "Gradient attacks cannot move these images, so their failure says nothing about "
+        "robustness.",
+        "Remove detach, no_grad, rounding or argmax from the forward pass, replace them in the "
+        "backward pass (BPDA), or rely on score-based, decision-based and transfer attacks.",
+        f"{_ATHALYE}; {_PINTOR}; {_AUTOATTACK}",
+    ),
+    "saturated-loss": Check(
+        40.0,
+        "Softmax rounds to exactly 0 and 1 in float32, and textbook cross-entropy has no "
+        "gradient left.",
+        "Attack with margin or DLR losses, or divide the logits by a constant first.",
+        f"{_CARLINI}; {_PINTOR}; {_AUTOATTACK}",
+    ),
+    "gradient-mismatch": Check(
+        0.1,
+        "The gradient that autograd returns is not the slope of the function that is judged: a "
+        "step in the forward pass has another backward pass, or none that counts.",
+        "Give that step a faithful or smooth backward pass (BPDA), and check with attacks that "
+        "need no gradients.",
+        _ATHALYE,
+    ),
+    "gradient-shattered": Check(
+        0.25,
+        "The slope is right at the point and wrong a step further: the surface is so rough that "
+        "gradient attacks lose their way (shattered gradients).",
+        "Average gradients over a neighbourhood, take the smooth part of the model for the "
+        "backward pass (BPDA), and check with score-based and transfer attacks.",
+        f"{_ATHALYE}; {_CARLINI}",
+    ),
+}
+
+
+def conclude(
+    check: str,
+    failed: bool,
+    seen: str,
+    *,
+    value: float | None = None,
+    threshold: float | None = None,
+    remedy: str | None = None,
+) -> Finding:
+    """The finding of a check that ran; a failure says what it means and what to do.
+
+    >>> conclude("softmax-output", False, "The model returns logits.").verdict
+    'pass'
+    """
+    rule = CHECKS[check]
+    verdict: FindingVerdict = "fail" if failed else "pass"
+    return Finding(
+        check=check,
+        verdict=verdict,
+        value=value,
+        threshold=rule.threshold if threshold is None else threshold,
+        explanation=f"{seen} {rule.means} {rule.advice}" if failed else seen,
+        remedy=remedy if failed else None,
+    )
+
+
+def not_run(check: str, why: str) -> Finding:
+    """The finding of a check that could not be made.
+
+    >>> not_run("randomised", "No image was classified correctly.").verdict
+    'not run'
+    """
+    return Finding(
+        check=check, verdict="not run", threshold=CHECKS[check].threshold, explanation=why
+    )
+
+
+def combine(*groups: Iterable[Finding]) -> tuple[Finding, ...]:
+    """One finding a check, in the order of :data:`CHECKS`: the worst where several were made.
+
+    >>> passed = conclude("softmax-output", False, "Logits.")
+    >>> combine([not_run("softmax-output", "No images.")], [passed]) == (passed,)
+    True
+    """
+    rank = {"not run": 0, "pass": 1, "fail": 2}
+    worst: dict[str, Finding] = {}
+    for group in groups:
+        for one in group:
+            held = worst.get(one.check)
+            if held is None or rank[one.verdict] > rank[held.verdict]:
+                worst[one.check] = one
+    return tuple(worst[check] for check in CHECKS if check in worst)
