@@ -21,6 +21,7 @@ from robustann.attacks.fgsm import FGSM
 from robustann.attacks.noise import UniformNoise
 from robustann.attacks.pgd import PGD
 from robustann.errors import UsageError, unknown_name
+from robustann.threat import parse_number
 
 __all__ = ["FGSM", "PGD", "Attack", "AttackResult", "UniformNoise", "parse_attack", "registered"]
 
@@ -66,6 +67,8 @@ def parse_attack(text: str) -> Attack:
             )
         if option not in known:
             raise unknown_name(f"option of attack {name}", option, known)
+        if option in values:
+            raise UsageError(f"expected {option} once in '{text}', got it again; keep one")
         values[option] = _convert(f"{name}:{option}", value, known[option])
     return attack(**values)
 
@@ -81,6 +84,8 @@ def _convert(what: str, value: str, wanted: Any) -> Any:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
                 value.lower()
             ]
+        if kind is float:
+            return parse_number(value, what)
         return kind(value)
     except (ValueError, KeyError):
         raise UsageError(f"expected {what} as {kind.__name__}, got '{value}'") from None

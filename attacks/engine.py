@@ -21,7 +21,7 @@ from robustann.attacks.base import Attack, State
 from robustann.attacks.losses import Loss, margin
 from robustann.attacks.relaxed import leaky_backward
 from robustann.errors import DataError, ModelError
-from robustann.rng import SampleRandom
+from robustann.rng import SampleRandom, stable_hash
 from robustann.threat import ThreatModel, check_images
 
 ALIGNMENT = 8
@@ -81,7 +81,15 @@ def frozen(model: nn.Module, seed: int) -> Iterator[None]:
     Training flags and ``requires_grad`` are restored one by one, and the global random state of
     the CPU and of the model's device too: a model that draws random numbers draws the same ones
     for the same ``seed``, and the caller's stream does not notice.
+
+    Raises:
+        ModelError: the model was made in inference mode: nothing can be derived through it.
     """
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ModelError(
+            "expected a model that gradients can pass through, got one that was made or loaded "
+            "under torch.inference_mode(); make it outside"
+        )
     flags = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     devices = {
@@ -95,7 +103,12 @@ def frozen(model: nn.Module, seed: int) -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed: it takes no larger numbers, and seeds devices not forked here.
+        number = stable_hash("model", seed)
+        torch.default_generator.manual_seed(number)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
         try:
             model.eval()
             for parameter, _ in grads:
@@ -116,13 +129,15 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def _check_logits(logits: Any, rows: int) -> Tensor:
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != rows:
-        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
+    tensor = isinstance(logits, Tensor)
+    if not tensor or logits.dim() != 2 or len(logits) != rows or logits.shape[1] < 2:
+        came = f"shape {tuple(logits.shape)}" if tensor else type(logits)
         raise ModelError(
-            f"expected the model to return logits of shape ({rows}, classes), got {came}; "
-            "wrap it so that it maps images to one row of logits each"
+            f"expected the model to return logits of shape ({rows}, classes) of 2 classes or "
+            f"more, got {came}; wrap it so that it maps images to one row of logits each"
         )
-    return logits.float()
+    answer: Tensor = logits.float()
+    return answer
 
 
 def predict_logits(model: nn.Module, x: Tensor, *, batch_size: int = 256, seed: int = 0) -> Tensor:
@@ -206,6 +221,7 @@ class Oracle:
         self.logits = torch.empty(0, device=x.device)
         self._model = model
         self._judging = judging
+        self._classes = -1
         self._minimum_norm = minimum_norm
         self._draws = draws
         self._rows = rows
@@ -245,7 +261,7 @@ class Oracle:
     def forward(self, x: Tensor) -> Tensor:
         """Logits (M, K) of ``x``: one forward a sample (and draw), judged."""
         with torch.no_grad():
-            self.logits = _mean_logits(self._model, x, self._draws)
+            self.logits = self._query(x)
         self._judge(x)
         return self.logits
 
@@ -262,7 +278,7 @@ class Oracle:
         """
         x = x.detach().requires_grad_()
         with leaky_backward(leak):
-            logits = _mean_logits(self._model, x, self._draws)
+            logits = self._query(x)
         if not logits.requires_grad:
             raise ModelError(
                 "expected a differentiable model, but its output carries no gradient; remove "
@@ -282,6 +298,14 @@ class Oracle:
         # Not in place: autograd may return a broadcast tensor.
         return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
+    def _query(self, x: Tensor) -> Tensor:
+        logits = _mean_logits(self._model, x, self._draws)
+        if logits.shape[1] != self._classes:
+            # Before a label is used as an index: on a GPU that would end the process's CUDA.
+            check_classes(self.labels, logits.shape[1])
+            self._classes = logits.shape[1]
+        return logits
+
     def _judge(self, x: Tensor) -> None:
         if not self._judging:
             return
@@ -289,9 +313,11 @@ class Oracle:
         best["forwards"] += standing * self._draws
         prediction = self.logits.argmax(1)
         hit = prediction == self.labels
-        fallen = hit if self.threat.targeted else ~hit
+        # NaN in an image makes NaN of the logits, and argmax of that is an index like any other.
+        finite = x.flatten(1).sum(1).isfinite()
+        fallen = finite & (hit if self.threat.targeted else ~hit)
         gap = -margin(self.logits, self.labels, self.threat.targeted)
-        gap = gap.nan_to_num(nan=torch.inf)
+        gap = gap.nan_to_num(nan=torch.inf).masked_fill(~finite, torch.inf)
         # A tie in the logits can be won or lost: what counts is the prediction.
         if self._minimum_norm:
             distance = self.threat.distance(x, self.x).to(best["distance"].dtype)
@@ -408,7 +434,7 @@ def run(
             draws=draws,
         )
         if not known_correct:
-            check_classes(labels, oracle.forward(oracle.x).shape[1])
+            oracle.forward(oracle.x)
             oracle.compact({})
         for start in range(attack.starts):
             if not len(oracle):
@@ -455,6 +481,7 @@ def _verified(
         kept["prediction"][claimed] = logits.argmax(1)
         kept["margin"][claimed] = -margin(logits, labels[claimed], threat.targeted)
         kept["forwards"][claimed] += draws
+        kept["first_success"][~kept["success"]] = -1
     cpu = {name: value.cpu() for name, value in kept.items()}
     return AttackResult(
         **{**cpu, "adversarial": final.cpu(), "distance": distance.cpu()}, attack=attack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -55,10 +56,11 @@ class MM(Attack):
         at_least("steps", self.steps, 1)
         at_least("restarts", self.restarts, 1)
         at_least("rank", self.rank, 0)
-        at_least("leak", self.leak, 0)
-        if not self.step_scale > 0:
+        if not 0 <= self.leak <= 1:
+            raise UsageError(f"expected leak from 0 to 1, got {self.leak}; it is a share")
+        if not 0 < self.step_scale < math.inf:
             raise UsageError(
-                f"expected step_scale > 0, got {self.step_scale}; it is a multiple of eps"
+                f"expected a finite step_scale > 0, got {self.step_scale}; it is a multiple of eps"
             )
         if self.start not in ("random", "best"):
             raise UsageError(f"expected start as random or best, got '{self.start}'")
