@@ -49,7 +49,7 @@ class MM(Attack):
     restarts: int = 1
     rank: int = 0
     start: str = "random"
-    step_scale: float = 4 / 3
+    step_scale: float = 1.0
     leak: float = 0.02
 
     def __post_init__(self) -> None:

@@ -59,9 +59,8 @@ def attack(
     >>> from robustann.attacks import PGD
     >>> from robustann.threat import ThreatModel
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    >>> result = attack(PGD(steps=5), model, torch.rand(6, 1, 2, 2), torch.zeros(6), ThreatModel(
-    ...     "linf", 0.1))
-    >>> result.adversarial.shape
+    >>> x, y = torch.rand(6, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
+    >>> attack(PGD(steps=5), model, x, y, ThreatModel("linf", 0.1)).adversarial.shape
     torch.Size([6, 1, 2, 2])
     """
     chosen = parse_attack(attack) if isinstance(attack, str) else attack
@@ -91,6 +90,7 @@ def audit(
     seed: int = 0,
     max_samples: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
+    budget: int | None = None,
     curve: bool = True,
     explain: bool = True,
     class_names: Sequence[str] | None = None,
@@ -112,6 +112,8 @@ def audit(
         max_samples: audit so many samples, drawn at random, the same for every seed.
         batch_size: images a batch; ``auto`` tries. Not the result, only time and memory, hang on
             it.
+        budget: propagations that an image may cost in all attacks together; None means as many as
+            the preset takes.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
         class_names: for data that brings none.
@@ -138,6 +140,7 @@ def audit(
         seed=seed,
         max_samples=max_samples,
         batch_size=batch_size,
+        budget=budget,
         curve=curve,
         explain=explain,
     )

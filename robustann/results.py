@@ -9,28 +9,18 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robustann import files
 from robustann.errors import DataError, UsageError
+from robustann.findings import Finding, unresolved
+from robustann.rounding import MaybeNumber, Number
 
 SCHEMA_VERSION = 1
-
-
-def _six_digits(value: object) -> object:
-    """Six significant digits: finer ones are float32 noise, and JSON has no NaN or infinity."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_six_digits)]
-MaybeNumber = Annotated[float | None, BeforeValidator(_six_digits)]
 
 
 class _Value(BaseModel):
@@ -88,10 +78,11 @@ class AttackSamples(_Value):
     """One entry a sample, in the order of :class:`CleanSamples`.
 
     A sample whose clean prediction is wrong is not attacked: its ``prediction`` is the clean
-    one, ``success`` false, ``distance`` None and its counts 0. ``distance`` is that of the
-    adversarial image where ``success`` holds, else None. ``margin`` is that of the image kept
-    (the adversarial one, or the best found). ``first_success`` counts the queries up to the
-    first adversarial iterate.
+    one, ``success`` false, ``distance`` None and its counts 0. Likewise, in a cascade, one that
+    an earlier attack broke; its ``prediction`` is then that for the worst image so far.
+    ``distance`` is that of the adversarial image where ``success`` holds, else None. ``margin`` is
+    that of the image kept (the adversarial one, or the best found). ``first_success`` counts the
+    forwards up to the first adversarial iterate.
     """
 
     prediction: tuple[int, ...]
@@ -105,7 +96,8 @@ class AttackSamples(_Value):
 
 class AttackOutcome(_Value):
     """What one attack did. ``success_rate`` is ``succeeded / attempted``, over the samples
-    that were classified correctly before; ``added`` counts samples that no earlier attack broke.
+    that were classified correctly before (in a cascade: that still were); ``added`` counts
+    samples that no earlier attack broke.
 
     ``control`` marks what is no attack but a yardstick (random noise).
     """
@@ -132,13 +124,15 @@ class WorstCase(_Value):
     """The minimum over all attacks for each sample: the headline.
 
     ``broken_by`` names the attack that broke a sample (the first in order), None where none
-    did or where the clean prediction was wrong already.
+    did or where the clean prediction was wrong already; ``distance`` is the smallest at which an
+    attack broke it, ``propagations`` what all attacks together spent on it.
     """
 
     scores: Scores
     prediction: tuple[int, ...]
     broken_by: tuple[str | None, ...]
     distance: tuple[MaybeNumber, ...]
+    propagations: tuple[int, ...]
 
 
 class CurvePoint(_Value):
@@ -265,6 +259,9 @@ class Execution(_Value):
 class AuditResult(_Value):
     """What an audit found. Read from and written to ``results.json``.
 
+    In a ``cascade`` each attack went only to the samples that the ones before had not broken, and
+    the scores listed with it are those after it and all before it.
+
     The three figures most asked for are properties: :attr:`clean_accuracy`,
     :attr:`robust_accuracy` (per-sample worst case over all attacks) and :attr:`propagations`.
     """
@@ -277,10 +274,12 @@ class AuditResult(_Value):
     clean: Scores
     clean_samples: CleanSamples
     attacks: tuple[AttackOutcome, ...]
+    cascade: bool
     worst_case: WorstCase
     curve: tuple[CurvePoint, ...]
     curve_propagations: int
     explanation: Explanation | None
+    findings: tuple[Finding, ...] = ()
     gates: tuple[Gate, ...] = ()
     provenance: Provenance
     execution: Execution
@@ -294,6 +293,11 @@ class AuditResult(_Value):
     def robust_accuracy(self) -> float:
         """Share of the samples that are classified correctly under every attack."""
         return self.worst_case.scores.accuracy
+
+    @property
+    def believable(self) -> bool:
+        """Whether no trust check failed without a remedy; False also where none was made."""
+        return bool(self.findings) and not unresolved(self.findings)
 
     @property
     def propagations(self) -> int:

@@ -19,9 +19,14 @@ from robustann.auditing.batching import find_batch_size
 THREAT = ra.ThreatModel("linf", eps=0.1)
 
 
-@pytest.fixture(scope="module")
-def result(model_file, digits):
-    return ra.audit(ra.load_model(model_file), digits, THREAT, preset="quick")
+NAMED = ["noise", "fgsm", "pgd:steps=20", "pgd:steps=20,loss=margin"]
+
+
+@pytest.fixture(scope="module", params=["cascade", "named"])
+def result(request, model_file, digits):
+    """A preset, whose attacks follow each other, and attacks named one by one."""
+    attacks = NAMED if request.param == "named" else None
+    return ra.audit(ra.load_model(model_file), digits, THREAT, preset="quick", attacks=attacks)
 
 
 def lasting(result: ra.AuditResult) -> dict:
@@ -61,17 +66,20 @@ def test_figures_follow_from_the_samples(result, digits):
     correct = [p == y for p, y in zip(result.clean_samples.prediction, labels, strict=True)]
     standing = list(correct)
     broken_by = [None] * len(labels)
+    assert result.cascade == (result.attacks[1].name == "mm")
     for attack in result.attacks:
         samples = attack.samples
         assert_scores(attack.scores, labels, samples.prediction)
-        assert attack.attempted == sum(correct)
+        attempted = list(standing) if result.cascade else correct
+        assert attack.attempted == sum(attempted)
+        assert [count > 0 for count in samples.forwards] == attempted
         assert attack.succeeded == sum(samples.success)
         assert attack.success_rate == pytest.approx(attack.succeeded / attack.attempted, rel=1e-5)
         assert attack.forwards == sum(samples.forwards)
         assert attack.backwards == sum(samples.backwards)
         added = 0
         for row, fell in enumerate(samples.success):
-            assert fell == (correct[row] and samples.prediction[row] != labels[row])
+            assert fell == (attempted[row] and samples.prediction[row] != labels[row])
             assert (samples.distance[row] is not None) == fell
             if fell:
                 assert samples.distance[row] <= THREAT.eps
@@ -83,15 +91,34 @@ def test_figures_follow_from_the_samples(result, digits):
     assert result.robust_accuracy == pytest.approx(sum(standing) / len(labels), rel=1e-5)
     assert list(result.worst_case.broken_by) == broken_by
     assert_scores(result.worst_case.scores, labels, result.worst_case.prediction)
+    spent = [attack.samples for attack in result.attacks]
+    assert list(result.worst_case.propagations) == [
+        sum(samples.forwards[row] + samples.backwards[row] for samples in spent)
+        for row in range(len(labels))
+    ]
+    if result.cascade:
+        assert result.attacks[-1].scores == result.worst_case.scores
     assert result.propagations == 360 + result.curve_propagations + sum(
         attack.forwards + attack.backwards for attack in result.attacks
     )
 
 
-def test_attacks_are_ordered_as_theory_says(result):
-    rate = {attack.label: attack.success_rate for attack in result.attacks}
-    assert rate["noise:draws=5"] < rate["fgsm"] < rate["pgd:steps=20,loss=margin"]
-    assert result.robust_accuracy < result.clean_accuracy - 0.2
+def test_attacks_are_ordered_as_theory_says(model, digits):
+    named = ra.audit(model, digits, THREAT, attacks=NAMED, curve=False, explain=False)
+    noise, fgsm, _, margin = (attack.success_rate for attack in named.attacks)
+    assert noise < fgsm < margin
+    cascade = ra.audit(model, digits, THREAT, preset="quick", curve=False, explain=False)
+    assert cascade.robust_accuracy <= named.robust_accuracy < named.clean_accuracy - 0.2
+
+
+def test_budget_caps_what_an_image_costs(model, digits):
+    asked = {"curve": False, "explain": False, "max_samples": 100}
+    free = ra.audit(model, digits, THREAT, **asked)
+    capped = ra.audit(model, digits, THREAT, budget=60, **asked)
+    # A step of one forward and one backward may cross the line, and a success is confirmed.
+    assert max(capped.worst_case.propagations) <= 60 + 2
+    assert max(free.worst_case.propagations) > 300
+    assert free.robust_accuracy <= capped.robust_accuracy < capped.clean_accuracy
 
 
 def test_curve_falls_from_clean_through_the_audit_to_chance(result):

@@ -206,11 +206,13 @@ def make_result(
             margin=tuple(1.0 if p == y else -1.0 for p, y in zip(clean, labels, strict=True)),
         ),
         "attacks": tuple(attacks),
+        "cascade": False,
         "worst_case": WorstCase(
             scores=final,
             prediction=tuple(worst),
             broken_by=tuple(fallen_by),
             distance=tuple(0.0293 if by else None for by in fallen_by),
+            propagations=(57,) * n,
         ),
         "curve": tuple(
             CurvePoint(eps=e / 255, robust_accuracy=r, interval=wilson(round(r * n), n))

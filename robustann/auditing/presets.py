@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from robustann.attacks import FGSM, PGD, Attack, UniformNoise
+from robustann.attacks import MM, Attack, Square, UniformNoise
 from robustann.attacks.base import at_least
 from robustann.errors import UsageError, unknown_name
 from robustann.threat import ThreatModel
@@ -15,37 +15,71 @@ from robustann.threat import ThreatModel
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Attacks in the order in which they run, the steps of the curve over eps, and how many
-    samples are explained."""
+    samples are explained.
+
+    In a ``cascade`` each attack goes only to the samples that still stand, and may start from the
+    best image that those before it found. Otherwise every attack goes to every sample.
+    """
 
     description: str
     attacks: tuple[Attack, ...]
     curve_steps: int
     explained: int
+    cascade: bool = True
+
+
+def _alternating(rounds: int, queries: int) -> tuple[Attack, ...]:
+    """Random search and gradient ascent in turn, each from where the other ended.
+
+    Where gradients are masked, ascent alone leaves what a random search finds, and the search
+    alone is slow; each lifts the other out of where it is stuck.
+    """
+    search = Square(queries=queries, p=0.3, start="best")
+    climb = MM(steps=15, start="best", step_scale=0.33)
+    return (search, climb) * rounds
 
 
 PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
-        description="a first look: noise, FGSM, 20 steps of PGD with two losses",
+        description="a first look: short ascents and a short search, about 150 propagations",
         attacks=(
-            UniformNoise(draws=5),
-            FGSM(),
-            PGD(steps=20),
-            PGD(steps=20, loss="margin"),
+            UniformNoise(draws=3),
+            MM(steps=15),
+            # The nearest class falls to the untargeted ascent; the second is what it hides.
+            MM(steps=15, rank=2),
+            *_alternating(1, 40),
         ),
         curve_steps=10,
         explained=32,
     ),
     "standard": Preset(
-        description="noise, FGSM, PGD with three losses and restarts",
+        description="the verdict: ascents with three leaks and to three runner-up classes, then "
+        "search and ascent in turn, about 700 propagations",
         attacks=(
-            UniformNoise(),
-            FGSM(),
-            PGD(steps=40),
-            PGD(steps=100, restarts=3, loss="margin"),
-            PGD(steps=100, loss="dlr"),
+            UniformNoise(draws=3),
+            MM(),
+            MM(rank=2),
+            MM(rank=3),
+            MM(leak=0.01),
+            MM(rank=2, leak=0.03),
+            MM(rank=4),
+            *_alternating(3, 80),
+            Square(queries=160, p=0.1, start="best"),
         ),
         curve_steps=20,
         explained=64,
+    ),
+    "thorough": Preset(
+        description="the same with more of everything, about 3,500 propagations",
+        attacks=(
+            UniformNoise(draws=10),
+            *(MM(steps=50, restarts=2, leak=leak) for leak in (0.02, 0.03, 0.01, 0.0)),
+            *(MM(steps=50, rank=rank) for rank in range(2, 8)),
+            *_alternating(5, 200),
+            Square(queries=1000, p=0.3),
+        ),
+        curve_steps=40,
+        explained=128,
     ),
 }
 
@@ -76,6 +110,8 @@ class AuditConfig:
         max_samples: audit so many samples, drawn at random from the whole part, the same ones
             for every seed, so that audits can be compared sample by sample; None means all.
         batch_size: images a batch, or ``auto``. It changes speed and memory, not the result.
+        budget: propagations that an image may cost in all attacks together; None means as many
+            as the attacks take. Curve and attributions come on top.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
 
@@ -83,8 +119,8 @@ class AuditConfig:
         UsageError: a value is unfit, or no attack fits the norm.
 
     >>> config = AuditConfig(threat=ThreatModel("linf", 0.1), preset="quick")
-    >>> [attack.label for attack in config.chosen]
-    ['noise:draws=5', 'fgsm', 'pgd:steps=20', 'pgd:steps=20,loss=margin']
+    >>> config.labels[:3]
+    ['noise:draws=3', 'mm:steps=15', 'mm:steps=15,rank=2']
     """
 
     threat: ThreatModel
@@ -93,6 +129,7 @@ class AuditConfig:
     seed: int = 0
     max_samples: int | None = None
     batch_size: int | Literal["auto"] = "auto"
+    budget: int | None = None
     curve: bool = True
     explain: bool = True
 
@@ -105,6 +142,8 @@ class AuditConfig:
             )
         if self.max_samples is not None:
             at_least("max_samples", self.max_samples, 1)
+        if self.budget is not None:
+            at_least("budget", self.budget, 1)
         if self.batch_size != "auto":
             at_least("batch_size", self.batch_size, 1)
         if not any(not attack.control for attack in self.chosen):
@@ -114,10 +153,9 @@ class AuditConfig:
             )
         for attack in self.chosen:
             attack.check(self.threat)
-        labels = [attack.label for attack in self.chosen]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise UsageError(f"expected each attack once, got '{label}' twice; drop one")
+        if not self.cascade and len(set(self.labels)) < len(self.chosen):
+            twice = next(label for label in self.labels if self.labels.count(label) > 1)
+            raise UsageError(f"expected each attack once, got '{twice}' twice; drop one")
 
     @property
     def chosen(self) -> tuple[Attack, ...]:
@@ -125,3 +163,19 @@ class AuditConfig:
         if self.attacks is not None:
             return self.attacks
         return tuple(a for a in get_preset(self.preset).attacks if self.threat.norm in a.norms)
+
+    @property
+    def cascade(self) -> bool:
+        """Whether each attack goes only to what still stands; attacks named one by one do not."""
+        return self.attacks is None and get_preset(self.preset).cascade
+
+    @property
+    def labels(self) -> list[str]:
+        """What the attacks are called in the result: in a cascade a repeated one gets a number."""
+        names = [attack.label for attack in self.chosen]
+        if not self.cascade:
+            return names
+        return [
+            f"{name}#{names[: place + 1].count(name)}" if names.count(name) > 1 else name
+            for place, name in enumerate(names)
+        ]

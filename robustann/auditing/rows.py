@@ -45,6 +45,8 @@ class Batch:
     # Smallest distance at which a sample is known to be broken: 0 where it is wrong already,
     # infinity where nothing broke it.
     distance: Tensor = field(default_factory=lambda: torch.empty(0))
+    # Forwards and backwards spent on a sample by all attacks together.
+    propagations: Tensor = field(default_factory=lambda: torch.empty(0))
     curve_propagations: int = 0
     worst_prediction: Tensor = field(default_factory=lambda: torch.empty(0))
     explained: list[dict[str, Tensor | str]] = field(default_factory=list)
@@ -82,6 +84,7 @@ def empty_columns(prediction: Tensor, gap: Tensor) -> dict[str, Tensor]:
     zeros = torch.zeros(len(prediction), dtype=torch.int64)
     return {
         "prediction": prediction.clone(),
+        "attempted": torch.zeros(len(prediction), dtype=torch.bool),
         "success": torch.zeros(len(prediction), dtype=torch.bool),
         "distance": torch.full((len(prediction),), torch.nan, dtype=torch.float64),
         "margin": gap.clone(),

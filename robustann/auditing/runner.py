@@ -49,6 +49,7 @@ class Audit:
     """Runs what an :class:`AuditConfig` says.
 
     >>> from robustann.data import load_data
+    >>> from robustann.threat import ThreatModel
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     >>> config = AuditConfig(threat=ThreatModel("linf", 0.1), preset="quick", max_samples=20)
     >>> data = load_data("digits")
@@ -192,13 +193,23 @@ class Audit:
         batch = Batch(positions, labels, logits)
         prediction = logits.argmax(1)
         correct = prediction == labels
-        rows = correct.nonzero().squeeze(1)
+        gap = -margin(logits, labels)
         random = SampleRandom.create(self.config.seed, positions)
         batch.distance = torch.where(correct, torch.inf, 0.0).double()
-        worst = Worst(x, prediction, -margin(logits, labels))
-        for attack in self.config.chosen:
+        worst = Worst(x, prediction, gap)
+        spent = torch.zeros_like(labels)
+        for attack, label in zip(self.config.chosen, self.config.labels, strict=True):
             begin = time.perf_counter()
-            columns = empty_columns(prediction, -margin(logits, labels))
+            # What is not attacked keeps its prediction: the clean one, in a cascade the worst.
+            columns = empty_columns(
+                worst.prediction if self.config.cascade else prediction,
+                worst.margin if self.config.cascade else gap,
+            )
+            pending = correct & ~worst.success if self.config.cascade else correct
+            if self.config.budget is not None:
+                pending = pending & (spent < self.config.budget)
+            rows = pending.nonzero().squeeze(1)
+            columns["attempted"][rows] = True
             if len(rows):
                 result = run(
                     attack,
@@ -206,18 +217,21 @@ class Audit:
                     x[rows],
                     labels[rows],
                     self.config.threat,
-                    random=random.select(rows),
+                    random=random.select(rows).fork(label),
                     known_correct=True,
+                    best=(worst.x[rows], worst.margin[rows]) if self.config.cascade else None,
+                    limit=None if self.config.budget is None else self.config.budget - spent[rows],
                 )
-                for name in columns:
+                for name in columns.keys() - {"attempted"}:
                     columns[name][rows] = getattr(result, name).to(columns[name].dtype)
+                spent[rows] += result.forwards + result.backwards
                 fell = torch.where(result.success, result.distance, torch.inf)
                 batch.distance[rows] = torch.minimum(batch.distance[rows], fell)
-                worst.update(rows, attack.label, result.adversarial, columns)
-            batch.attacks[attack.label] = columns
-            spent = time.perf_counter() - begin
-            seconds[attack.label] = seconds.get(attack.label, 0.0) + spent
-            advance(len(x), attack.label)
+                worst.update(rows, label, result.adversarial, columns)
+            batch.attacks[label] = columns
+            seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - begin
+            advance(len(x), label)
+        batch.propagations = spent
         batch.worst_prediction = worst.prediction
         self._curve(model, x, labels, split, random, batch)
         kept = [row for row in range(len(x)) if int(positions[row]) in candidates]
@@ -321,6 +335,8 @@ class Audit:
                 "norm": config.threat.norm,
                 "eps": config.threat.eps,
                 "attacks": [attack.label for attack in config.chosen],
+                "cascade": config.cascade,
+                "budget": config.budget,
                 "max_samples": config.max_samples,
                 "curve": config.curve,
                 "explain": config.explain,

@@ -50,19 +50,19 @@ def summarize(
     broken_by: list[str | None] = [None] * len(labels)
     broken_at = torch.full((len(labels),), torch.inf, dtype=torch.float64)
     outcomes = []
-    for attack in config.chosen:
+    for attack, label in zip(config.chosen, config.labels, strict=True):
         columns = {
-            name: torch.cat([batch.attacks[attack.label][name] for batch in batches])
-            for name in batches[0].attacks[attack.label]
+            name: torch.cat([batch.attacks[label][name] for batch in batches])
+            for name in batches[0].attacks[label]
         }
         added = 0
         for row in columns["success"].nonzero().flatten().tolist():
             if broken_by[row] is None:
-                broken_by[row] = attack.label
+                broken_by[row] = label
                 added += 1
         reached = torch.where(columns["success"], columns["distance"], torch.inf)
         broken_at = torch.minimum(broken_at, reached)
-        outcomes.append(_outcome(attack, columns, labels, int(correct.sum()), added, class_names))
+        outcomes.append(_outcome(attack, label, columns, labels, added, class_names))
 
     worst = torch.cat([batch.worst_prediction for batch in batches])
     threat = config.threat
@@ -92,7 +92,9 @@ def summarize(
             prediction=_ints(worst),
             broken_by=tuple(broken_by),
             distance=_floats(broken_at),
+            propagations=_ints(torch.cat([batch.propagations for batch in batches])),
         ),
+        cascade=config.cascade,
         curve=_curve(correct, distance, [0.0, threat.eps, *levels], 1 / len(class_names)),
         curve_propagations=sum(batch.curve_propagations for batch in batches),
         explanation=explanation,
@@ -103,18 +105,19 @@ def summarize(
 
 def _outcome(
     attack: Attack,
+    label: str,
     columns: dict[str, Tensor],
     labels: Tensor,
-    attempted: int,
     added: int,
     class_names: Sequence[str],
 ) -> AttackOutcome:
     success = columns["success"]
+    attempted = int(columns["attempted"].sum())
     succeeded = int(success.sum())
     distances = columns["distance"][success].numpy()
     return AttackOutcome(
         name=attack.name,
-        label=attack.label,
+        label=label,
         access=attack.access,
         paper=attack.paper,
         control=attack.control,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     default="standard",
     show_default=True,
     metavar="NAME",
-    help="quick or standard (see 'robustann list presets').",
+    help="quick, standard or thorough (see 'robustann list presets').",
 )
 @click.option(
     "--attack",
@@ -58,6 +58,12 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="NUMBER|auto",
     help="Images a batch; auto tries. It changes speed and memory, not the result.",
+)
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    metavar="NUMBER",
+    help="Propagations that an image may cost in all attacks together.  [default: the preset's]",
 )
 @click.option(
     "--curve/--no-curve",
@@ -105,6 +111,7 @@ def audit(
     attacks: tuple[str, ...],
     max_samples: int | None,
     batch_size: str,
+    budget: int | None,
     curve: bool,
     explain: bool,
     output_dir: Path | None,
@@ -137,6 +144,7 @@ def audit(
         seed=seed,
         max_samples=max_samples,
         batch_size=_batch_size(batch_size),
+        budget=budget,
         curve=curve,
         explain=explain,
     )

@@ -28,12 +28,16 @@ def listing(what: str) -> None:
 
 def _attacks() -> Iterator[tuple[str, str]]:
     from robustann.attacks import registered
+    from robustann.attacks.art_adapter import ART_ATTACKS
 
     for name, attack in registered().items():
         first_line = (attack.__doc__ or "").splitlines()[0]
         yield name, f"{first_line} {attack.access}; {', '.join(sorted(attack.norms))}"
         for field in dataclasses.fields(attack):
             yield f"  {name}:{field.name}={field.default}", ""
+    yield "art:NAME[:OPTION=VALUE]", "An attack of the Adversarial Robustness Toolbox, judged here."
+    for name, facts in ART_ATTACKS.items():
+        yield f"  art:{name}", f"{facts.access}; {', '.join(sorted(facts.norms))}"
 
 
 def _models() -> Iterator[tuple[str, str]]:
