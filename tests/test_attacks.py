@@ -35,7 +35,7 @@ from robustann.threat import NORMS, ThreatModel
 
 EPS = {"linf": 0.15, "l2": 1.0, "l1": 6.0, "l0": 8.0}
 # Small settings for whatever hyper-parameter has one of these names: the contract holds for any.
-QUICK: dict[str, Any] = {"steps": 12, "restarts": 2, "draws": 4, "queries": 300, "trials": 2}
+QUICK: dict[str, Any] = {"steps": 12, "restarts": 2, "draws": 4, "queries": 100, "trials": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,8 +158,9 @@ def test_contract(
     assert float(result.distance[already].max()) == 0.0
 
     forwards, backwards = attack.cost
-    # One clean look before, one verification of what fell.
-    assert bool((result.forwards <= forwards + 1 + result.success).all())
+    # One clean look before, one verification of what fell, within eps or beyond.
+    verified = result.success | ~within
+    assert bool((result.forwards <= forwards + 1 + verified).all())
     assert bool((result.backwards <= backwards).all())
     assert torch.equal(result.first_success > 0, result.success)
     assert bool((result.first_success < result.forwards).all())
@@ -491,7 +492,7 @@ def _other(field: dataclasses.Field[Any]) -> Any:
     if isinstance(value, int):
         return value + 1
     if isinstance(value, float):
-        return value / 3
+        return value * 0.75 if value < 1 else value * 1.25
     if value is None:
         return {"float | None": 2 / 255, "int | None": 3}.get(str(field.type))
     return value
