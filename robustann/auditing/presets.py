@@ -12,6 +12,19 @@ from robustann.errors import UsageError, unknown_name
 from robustann.threat import ThreatModel
 
 
+@dataclass(frozen=True)
+class Stage:
+    """An attack in a cascade. With ``near``, it goes only to the samples that are near to falling:
+    whose smallest margin so far is at most this share of the clean one.
+
+    What further effort breaks had nearly fallen before (measured on adversarially trained MNIST
+    models: under 6 % of the clean margin was left), so effort goes there.
+    """
+
+    attack: Attack
+    near: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Attacks in the order in which they run, the steps of the curve over eps, and how many
@@ -22,61 +35,71 @@ class Preset:
     """
 
     description: str
-    attacks: tuple[Attack, ...]
+    stages: tuple[Stage, ...]
     curve_steps: int
     explained: int
     cascade: bool = True
 
 
-def _alternating(rounds: int, queries: int) -> tuple[Attack, ...]:
+def _alternating(
+    rounds: int, queries: int, *, near: float | None = None, p: float = 0.3
+) -> tuple[Stage, ...]:
     """Random search and gradient ascent in turn, each from where the other ended.
 
     Where gradients are masked, ascent alone leaves what a random search finds, and the search
     alone is slow; each lifts the other out of where it is stuck.
     """
-    search = Square(queries=queries, p=0.3, start="best")
+    search = Square(queries=queries, p=p, start="best")
     climb = MM(steps=15, start="best", step_scale=0.33)
-    return (search, climb) * rounds
+    return (Stage(search, near), Stage(climb, near)) * rounds
 
 
 PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
-        description="a first look: short ascents and a short search, about 150 propagations",
-        attacks=(
-            UniformNoise(draws=3),
-            MM(steps=15),
+        description="a first look: short ascents and a short search; at most 150 propagations",
+        stages=(
+            Stage(UniformNoise(draws=3)),
+            Stage(MM(steps=15)),
             # The nearest class falls to the untargeted ascent; the second is what it hides.
-            MM(steps=15, rank=2),
+            Stage(MM(steps=15, rank=2)),
             *_alternating(1, 40),
         ),
         curve_steps=10,
         explained=32,
     ),
     "standard": Preset(
-        description="the verdict: ascents with three leaks and to three runner-up classes, then "
-        "search and ascent in turn, about 700 propagations",
-        attacks=(
-            UniformNoise(draws=3),
-            MM(),
-            MM(rank=2),
-            MM(rank=3),
-            MM(leak=0.01),
-            MM(rank=2, leak=0.03),
-            MM(rank=4),
-            *_alternating(3, 80),
-            Square(queries=160, p=0.1, start="best"),
+        description="the verdict: ascents with several leaks and to runner-up classes, then search "
+        "and ascent in turn, longest where a sample has nearly fallen; about 400 propagations",
+        stages=(
+            Stage(UniformNoise(draws=3)),
+            Stage(MM()),
+            Stage(MM(rank=2)),
+            Stage(MM(rank=3)),
+            Stage(MM(leak=0.01)),
+            Stage(MM(rank=2, leak=0.03)),
+            Stage(MM(rank=4)),
+            *_alternating(1, 60),
+            *_alternating(3, 100, near=0.15),
+            *_alternating(1, 600, near=0.1),
+            *_alternating(1, 600, near=0.1, p=0.1),
         ),
         curve_steps=20,
         explained=64,
     ),
     "thorough": Preset(
-        description="the same with more of everything, about 3,500 propagations",
-        attacks=(
-            UniformNoise(draws=10),
-            *(MM(steps=50, restarts=2, leak=leak) for leak in (0.02, 0.03, 0.01, 0.0)),
-            *(MM(steps=50, rank=rank) for rank in range(2, 8)),
-            *_alternating(5, 200),
-            Square(queries=1000, p=0.3),
+        description="the same with more of everything; about 2,500 propagations",
+        stages=(
+            Stage(UniformNoise(draws=10)),
+            *(
+                Stage(MM(steps=50, restarts=2, leak=leak, rank=rank))
+                for rank in (0, 2)
+                for leak in (0.02, 0.01, 0.03, 0.0)
+            ),
+            *(Stage(MM(steps=50, rank=rank)) for rank in range(3, 8)),
+            *_alternating(2, 100),
+            Stage(Square(queries=500)),
+            *_alternating(5, 300, near=0.3),
+            *_alternating(2, 2000, near=0.15),
         ),
         curve_steps=40,
         explained=128,
@@ -160,9 +183,15 @@ class AuditConfig:
     @property
     def chosen(self) -> tuple[Attack, ...]:
         """The attacks to run, in order."""
+        return tuple(stage.attack for stage in self.stages)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The attacks with the samples that they go to."""
         if self.attacks is not None:
-            return self.attacks
-        return tuple(a for a in get_preset(self.preset).attacks if self.threat.norm in a.norms)
+            return tuple(Stage(attack) for attack in self.attacks)
+        stages = get_preset(self.preset).stages
+        return tuple(stage for stage in stages if self.threat.norm in stage.attack.norms)
 
     @property
     def cascade(self) -> bool:

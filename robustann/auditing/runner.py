@@ -198,7 +198,7 @@ class Audit:
         batch.distance = torch.where(correct, torch.inf, 0.0).double()
         worst = Worst(x, prediction, gap)
         spent = torch.zeros_like(labels)
-        for attack, label in zip(self.config.chosen, self.config.labels, strict=True):
+        for stage, label in zip(self.config.stages, self.config.labels, strict=True):
             begin = time.perf_counter()
             # What is not attacked keeps its prediction: the clean one, in a cascade the worst.
             columns = empty_columns(
@@ -206,13 +206,15 @@ class Audit:
                 worst.margin if self.config.cascade else gap,
             )
             pending = correct & ~worst.success if self.config.cascade else correct
+            if stage.near is not None:
+                pending = pending & (worst.margin <= stage.near * gap)
             if self.config.budget is not None:
                 pending = pending & (spent < self.config.budget)
             rows = pending.nonzero().squeeze(1)
             columns["attempted"][rows] = True
             if len(rows):
                 result = run(
-                    attack,
+                    stage.attack,
                     model,
                     x[rows],
                     labels[rows],

@@ -57,5 +57,6 @@ def _presets() -> Iterator[tuple[str, str]]:
 
     for name, preset in PRESETS.items():
         yield name, preset.description
-        for attack in preset.attacks:
-            yield f"  {attack.label}", ""
+        for stage in preset.stages:
+            near = "" if stage.near is None else f"where {stage.near:.0%} of the margin is left"
+            yield f"  {stage.attack.label}", near
