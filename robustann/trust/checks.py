@@ -96,12 +96,89 @@ CHECKS: Mapping[str, Check] = {
         _ATHALYE,
     ),
     "gradient-shattered": Check(
-        0.25,
+        0.5,
         "The slope is right at the point and wrong a step further: the surface is so rough that "
         "gradient attacks lose their way (shattered gradients).",
         "Average gradients over a neighbourhood, take the smooth part of the model for the "
         "backward pass (BPDA), and check with score-based and transfer attacks.",
         f"{_ATHALYE}; {_CARLINI}",
+    ),
+    # Of the attacks: what their outcomes say, and what extra runs on a few images show.
+    "single-step-wins": Check(
+        0.01,
+        "Many small steps contain the one large step; where they do worse, the path is blocked: "
+        "gradients are masked, or the step size is unfit.",
+        "Tune the step size, add steps and random starts, use a margin loss, and check with "
+        "attacks that need no gradients.",
+        f"{_CARLINI}; {_ATHALYE}",
+    ),
+    "black-box-wins": Check(
+        0.002,
+        "Who knows the weights can do whatever an outsider can; where the outsider does better, "
+        "gradients mislead.",
+        "Count the black-box successes (the worst case does), give that attack more queries, let "
+        "gradient attacks start from its images, and adapt the gradient attack to the defense.",
+        f"{_CARLINI}; {_ATHALYE}; {_AUTOATTACK}",
+    ),
+    "noise-wins": Check(
+        0.0,
+        "An attack that misses what blind chance finds has failed, not met robustness.",
+        "Start the attack from random points, repair its gradients, and add a search that needs "
+        "none.",
+        _CARLINI,
+    ),
+    "rising-curve": Check(
+        0.0,
+        "A larger ball contains the smaller one, so an attack that breaks less in it was lost on "
+        "the way.",
+        "Add steps in proportion to eps, and start from the images found at smaller eps.",
+        f"{_CARLINI}; {_ATHALYE}",
+    ),
+    "unbounded-attack": Check(
+        0.1,
+        "An attacker who may change the image into any other one must always succeed; where an "
+        "attack does not, it fails for reasons other than robustness.",
+        "Repair the attack before believing any figure: look for masked gradients, saturation and "
+        "randomness, and use attacks that need no gradients.",
+        f"{_CARLINI}; {_ATHALYE}",
+    ),
+    "loss-choice": Check(
+        0.05,
+        "Two losses for the same goal should do about as well; where one does not, it has no "
+        "slope to climb or aims elsewhere.",
+        "Use the better loss, and several targeted ones.",
+        f"{_CARLINI}; {_PINTOR}",
+    ),
+    "restarts-help": Check(
+        0.01,
+        "The last round of the attack still broke new samples, so another round would break more.",
+        "Use a stronger preset or more restarts, until nothing is added.",
+        _CARLINI,
+    ),
+    "steps-help": Check(
+        0.02,
+        "The attack had not finished when it stopped.",
+        "Use more steps, until twice as many change nothing.",
+        f"{_CARLINI}; {_PINTOR}",
+    ),
+    "incomplete-optimisation": Check(
+        0.05,
+        "The loss was still rising when the attack stopped.",
+        "Use more steps or larger ones.",
+        _PINTOR,
+    ),
+    "silent-success": Check(
+        0.05,
+        "The attack was there and walked on: its last image is judged, a better one is forgotten. "
+        "The optimisation is unsteady.",
+        "Keep the best image on the way, and let the step size decay.",
+        _PINTOR,
+    ),
+    "surrogate-disagrees": Check(
+        0.1,
+        "What fools a surrogate says little about a target that sees images otherwise.",
+        "Train the surrogate on the target's own predictions, or choose one that is alike.",
+        _PINTOR,
     ),
 }
 

@@ -1,0 +1,232 @@
+"""Extra runs on a few images: is the attack itself sound on this model?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from robustann.attacks import FGSM, MM, PGD, Attack, AttackResult, Square, UniformNoise
+from robustann.attacks.engine import craft, model_device, predict_logits, run
+from robustann.attacks.losses import margin
+from robustann.findings import Finding
+from robustann.rng import SampleRandom
+from robustann.threat import ThreatModel
+from robustann.trust.checks import conclude, not_run
+from robustann.trust.reviewing import (
+    black_box,
+    compare,
+    compare_losses,
+    last_tenth,
+    lost_on_the_way,
+    noise,
+    single_step,
+    twice_the_steps,
+    unbounded,
+)
+
+_GRADIENT_CHECKS = (
+    "single-step-wins",
+    "noise-wins",
+    "rising-curve",
+    "unbounded-attack",
+    "loss-choice",
+    "steps-help",
+    "incomplete-optimisation",
+    "silent-success",
+)
+
+
+def probe(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    random: SampleRandom,
+    images: int = 64,
+    attack: MM | PGD | None = None,
+    queries: int = 200,
+    draws: int = 1,
+    gradients: bool = True,
+) -> tuple[Finding, ...]:
+    """Run small experiments that a working attack passes, on a few images.
+
+    About 500 propagations for an image that stands throughout, far fewer for one that falls.
+
+    Args:
+        model: maps images to logits; left as it was.
+        x: float images (N, C, H, W) within the bounds of ``threat``.
+        labels: int64 (N,), the true classes.
+        threat: what the attacker may do, untargeted.
+        random: one stream a sample.
+        images: how many of the correctly classified images to take, the first ones.
+        attack: whose steps are doubled; None takes ``MM()``, the cascade's first.
+        queries: of the random search from scratch that gradient attacks are held against.
+        draws: forwards averaged for each answer of a randomised model.
+        gradients: False where the model is known to have none: only the random search runs.
+
+    Returns:
+        One finding a check, ``not run`` where the norm or the model does not allow it.
+
+    Raises:
+        DataError: images or labels are unfit.
+        ModelError: the model's output is no row of finite logits an image, or carries no
+            gradient though ``gradients`` is true.
+
+    Sources: Carlini et al. 2019 (arXiv:1902.06705), Pintor et al. 2022 (arXiv:2106.09947).
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    >>> x = torch.rand(8, 1, 4, 4)
+    >>> random = SampleRandom.create(0, torch.arange(8))
+    >>> found = probe(model, x, model(x).argmax(1), ThreatModel("linf", 0.3), random=random)
+    >>> [one.check for one in found if one.verdict == "fail"]
+    []
+    """
+    logits = predict_logits(model, x, seed=random.seed)
+    rows = (logits.argmax(1) == labels.cpu()).nonzero().squeeze(1)[:images]
+    names = (*_GRADIENT_CHECKS, "black-box-wins")
+    if not len(rows):
+        return tuple(not_run(name, "No image was classified correctly.") for name in names)
+    if threat.eps == 0 or threat.norm not in PGD.norms:
+        why = f"Its attacks do not apply to {threat.norm} with eps {threat.eps_text}."
+        return tuple(not_run(name, why) for name in names)
+    x, labels = x[rows.to(x.device)], labels[rows.to(labels.device)]
+    device = model_device(model)
+    trial = _Trial(
+        model,
+        x.detach().to(device, torch.float32),
+        labels.to(device),
+        threat,
+        random.to("cpu").select(rows),
+        draws,
+    )
+    clean = -margin(logits[rows], labels.cpu())
+    broken = torch.zeros(len(rows), dtype=torch.bool)
+    findings = [not_run(name, "The model has no usable gradient.") for name in _GRADIENT_CHECKS]
+    if gradients:
+        findings, broken = _gradient_checks(trial, clean, logits.shape[1], attack or MM())
+    return (*findings, _black_box(trial, broken, queries))
+
+
+class _Trial:
+    """The images, and how attacks are run on them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        random: SampleRandom,
+        draws: int,
+    ) -> None:
+        self.model, self.x, self.labels = model, x, labels
+        self.threat, self.random, self.draws = threat, random, draws
+
+    def run(
+        self,
+        attack: Attack,
+        *,
+        eps: float | None = None,
+        rows: Tensor | None = None,
+        limit: int | None = None,
+    ) -> AttackResult:
+        held = torch.arange(len(self.x)) if rows is None else rows
+        here = held.to(self.x.device)
+        return run(
+            attack,
+            self.model,
+            self.x[here],
+            self.labels[here],
+            self.threat if eps is None else self.threat.with_eps(eps),
+            random=self.random.select(held).fork("probe"),
+            known_correct=True,
+            limit=None if limit is None else torch.full((len(held),), limit),
+            draws=self.draws,
+        )
+
+
+def _gradient_checks(
+    trial: _Trial, clean: Tensor, classes: int, main: MM | PGD
+) -> tuple[list[Finding], Tensor]:
+    """The findings about gradient attacks, and which images these broke."""
+    count, threat = len(trial.x), trial.threat
+    base = PGD(steps=20, loss="margin")
+    by_margin = trial.run(base)
+    by_ce = trial.run(replace(base, loss="ce"))
+    by_step = trial.run(FGSM())
+    many = by_margin.success | by_ce.success
+    short, long = trial.run(main), trial.run(replace(main, steps=2 * main.steps))
+    broken = many | by_step.success | short.success | long.success
+    widest = threat.widest(trial.x[0].numel())
+    wide = trial.run(MM(), eps=widest)
+    findings = [
+        single_step(compare(by_step.success.tolist(), many.tolist())),
+        _noise(trial, ~broken),
+        _rising(trial, main, short, min(2 * threat.eps, widest)),
+        unbounded(float((~wide.success).double().mean()), count, 1 / classes),
+        compare_losses(by_ce.success.tolist(), by_margin.success.tolist()),
+        twice_the_steps(long.success.tolist(), short.success.tolist(), main.steps),
+        _incomplete(trial, base, by_margin, clean),
+        _silent(trial, base, by_margin),
+    ]
+    return findings, broken
+
+
+def _noise(trial: _Trial, standing: Tensor) -> Finding:
+    rows = standing.nonzero().squeeze(1)
+    if not len(rows):
+        return conclude("noise-wins", False, "No image stands that noise could fool.", value=0.0)
+    return noise(int(trial.run(UniformNoise(draws=20), rows=rows).success.sum()), len(rows))
+
+
+def _rising(trial: _Trial, main: Attack, at_eps: AttackResult, wider: float) -> Finding:
+    name = "rising-curve"
+    if wider <= trial.threat.eps:
+        return not_run(name, "Everything is allowed already at the audited eps.")
+    beyond = trial.run(main, eps=wider)
+    pair = compare(at_eps.success.tolist(), beyond.success.tolist())
+    seen = (
+        f"The same attack breaks {pair.first:.1%} of {pair.n} images at the audited eps and "
+        f"{pair.second:.1%} at {wider:.3g}."
+    )
+    return conclude(name, pair.beats(0.0), seen, value=max(pair.first - pair.second, 0.0))
+
+
+def _incomplete(trial: _Trial, base: PGD, full: AttackResult, clean: Tensor) -> Finding:
+    rows = (~full.success).nonzero().squeeze(1)
+    if not len(rows):
+        name = "incomplete-optimisation"
+        return conclude(name, False, "Every image fell before the attack ended.", value=0.0)
+    # The same start and the same steps, cut off: rows do not hang on their batch.
+    early = trial.run(base, rows=rows, limit=round(0.9 * 2 * base.steps) * trial.draws)
+    return last_tenth(
+        clean[rows].tolist(), early.margin.tolist(), full.margin[rows].tolist(), base.steps
+    )
+
+
+def _silent(trial: _Trial, base: PGD, full: AttackResult) -> Finding:
+    # As the engine forks the streams: the same starts, hence the same path to its end.
+    streams = trial.random.fork("probe").fork(base.label).fork("start", 0)
+    last = craft(
+        base,
+        trial.model,
+        trial.x,
+        trial.labels,
+        trial.threat,
+        random=streams.to(trial.x.device),
+    )
+    end = predict_logits(trial.model, last.cpu(), seed=streams.seed).argmax(1)
+    return lost_on_the_way(full.success.tolist(), (end != trial.labels.cpu()).tolist())
+
+
+def _black_box(trial: _Trial, broken: Tensor, queries: int) -> Finding:
+    name = "black-box-wins"
+    search = Square(queries=queries)
+    if trial.threat.norm not in search.norms:
+        return not_run(name, f"Random search does not know {trial.threat.norm}.")
+    rows = (~broken).nonzero().squeeze(1)
+    fell = int(trial.run(search, rows=rows).success.sum()) if len(rows) else 0
+    return black_box(fell, len(broken))

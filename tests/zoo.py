@@ -1,0 +1,174 @@
+"""Broken defenses: each makes naive attacks fail without making the model robust.
+
+All wrap a trained network and keep its clean accuracy, so an audit that is worth believing finds
+about the robust accuracy of the bare network, and says what stood in the way.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Wrapped(nn.Module):
+    """A network with something in front of it, behind it, or in it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+class Quantised(Wrapped):
+    """Rounds to nine grey levels: the gradient is zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner((8 * x).round() / 8)
+
+
+class QuantisedStraightThrough(Wrapped):
+    """Rounds, and claims in the backward pass that it had not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + ((8 * x).round() / 8 - x).detach())
+
+
+class Thermometer(Wrapped):
+    """Counts the thresholds that a pixel passes (Buckman et al., ICLR 2018)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = torch.arange(1, 16, device=x.device).view(-1, 1, 1, 1, 1) / 16
+        return self.inner((x > levels).to(x.dtype).mean(0))
+
+
+class Saturated(Wrapped):
+    """Logits so large that softmax is 0 or 1 in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1000 * self.inner(x)
+
+
+class Noisy(Wrapped):
+    """Adds fresh noise at every call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + 0.1 * torch.randn_like(x))
+
+
+class Detached(Wrapped):
+    """Cuts the graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.detach())
+
+
+class ThroughNumpy(Wrapped):
+    """Leaves torch on the way, as JPEG and other codecs do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(torch.from_numpy(x.cpu().numpy().clip(0, 1)).to(x))
+
+
+class Shattered(Wrapped):
+    """Adds a ripple too small to see and a hundred times as steep as the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + 0.005 * torch.sin(2e4 * x))
+
+
+class SoftmaxInside(Wrapped):
+    """Returns probabilities."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).softmax(1)
+
+
+class ArgmaxHead(Wrapped):
+    """Returns the predicted class alone, one-hot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
+        return F.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
+
+
+class HashedTransform(Wrapped):
+    """Changes every image by noise that hangs on its own bytes: repeatable, and new at each step
+    of an attack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = []
+        for image in x.detach():
+            seed = zlib.crc32(image.cpu().numpy().tobytes())
+            generator = torch.Generator().manual_seed(seed)
+            noise.append(torch.randn(image.shape, generator=generator))
+        return self.inner(x + 0.1 * torch.stack(noise).to(x))
+
+
+class BatchStatistics(Wrapped):
+    """Centres each image on its batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x - 0.5 * (x.mean((0, 2, 3), keepdim=True) - 0.3))
+
+
+class Purified(Wrapped):
+    """Moves the image towards what the network is surest of before it is classified."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            sure = self.inner(leaf).logsumexp(1).sum()
+            (slope,) = torch.autograd.grad(sure, leaf)
+        return self.inner(x + 0.02 * slope.sign())
+
+
+class Winners(nn.Module):
+    """Keeps the largest tenth of an image's activations (k-winners-take-all: Xiao et al.,
+    ICLR 2020)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        count = max(1, round(0.15 * flat.shape[1]))
+        least = flat.topk(count, dim=1).values[:, -1:]
+        return torch.where(flat >= least, flat, torch.zeros_like(flat)).view_as(x)
+
+
+def winners_take_all(inner: nn.Module) -> nn.Module:
+    """A copy of a network with every ReLU replaced; its weights were trained for ReLUs."""
+    model = copy.deepcopy(inner)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, Winners())
+    return model
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A broken defense, and the check that must fail on it before any attack has run."""
+
+    make: Callable[[nn.Module], nn.Module]
+    check: str
+
+
+ZOO: dict[str, Exhibit] = {
+    "quantised": Exhibit(Quantised, "gradient-missing"),
+    "quantised, straight through": Exhibit(QuantisedStraightThrough, "gradient-mismatch"),
+    "thermometer": Exhibit(Thermometer, "gradient-missing"),
+    "saturated": Exhibit(Saturated, "saturated-loss"),
+    "noisy": Exhibit(Noisy, "randomised"),
+    "detached": Exhibit(Detached, "gradient-missing"),
+    "through numpy": Exhibit(ThroughNumpy, "gradient-missing"),
+    "shattered": Exhibit(Shattered, "gradient-shattered"),
+    "softmax inside": Exhibit(SoftmaxInside, "softmax-output"),
+    "k winners take all": Exhibit(winners_take_all, "gradient-shattered"),
+    "argmax head": Exhibit(ArgmaxHead, "gradient-missing"),
+    "hashed transform": Exhibit(HashedTransform, "gradient-mismatch"),
+    "batch statistics": Exhibit(BatchStatistics, "batch-dependent"),
+    "purified": Exhibit(Purified, "dynamic-defense"),
+}
