@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from robustann.findings import Finding
 from robustann.reports import charts, render, views
 from robustann.reports.filters import count, interval, percent
 from robustann.results import (
@@ -49,6 +50,26 @@ HOSTILE = (
     "\u202eesrever\u202c\u200f",
     "x" * 10_000,
     "{{ 7 * 7 }}{% raw %}&amp;",
+)
+
+FINDINGS = (
+    Finding(
+        check="gradient-missing",
+        verdict="fail",
+        value=0.75,
+        threshold=0.05,
+        explanation="The gradient is zero for 24 of 32 images. Remove what rounds.",
+    ),
+    Finding(
+        check="randomised",
+        verdict="fail",
+        value=0.318,
+        threshold=0.0001,
+        explanation="Repeated forwards differ.",
+        remedy="Gradients were averaged over 20 draws.",
+    ),
+    Finding(check="softmax-output", verdict="pass", explanation="The model returns logits."),
+    Finding(check="rising-curve", verdict="not run", explanation="One eps only."),
 )
 
 
@@ -220,6 +241,7 @@ def make_result(
         ),
         "curve_propagations": 4321,
         "explanation": explanation(size),
+        "findings": FINDINGS,
         "gates": (
             Gate(metric="robust_accuracy", on="lower", threshold=0.3, value=0.3123, passed=True),
             Gate(metric="clean_accuracy", on="point", threshold=0.95, value=0.9012, passed=False),
@@ -308,6 +330,10 @@ def no_attack_fell() -> AuditResult:
 
 
 VARIANTS: dict[str, Callable[[], AuditResult]] = {
+    "no findings": lambda: make_result(findings=()),
+    "remedied": lambda: make_result(findings=FINDINGS[1:3]),
+    "nothing failed": lambda: make_result(findings=FINDINGS[2:3]),
+    "nothing checked": lambda: make_result(findings=FINDINGS[3:]),
     "usual": make_result,
     "two classes": lambda: make_result(("no", "yes")),
     "twenty classes": lambda: make_result([f"class {i}" for i in range(20)]),
@@ -398,6 +424,7 @@ def test_sections_stand_in_the_order_of_their_files() -> None:
     ]
     assert [section["id"] for section in sections] == [
         "verdict",
+        "trust",
         "attacks",
         "curve",
         "classes",
@@ -408,6 +435,29 @@ def test_sections_stand_in_the_order_of_their_files() -> None:
         "definitions",
         "provenance",
     ]
+
+
+def test_findings_stand_above_the_results_and_say_what_to_do() -> None:
+    html = render(make_result())
+    start, end = html.index('<section id="trust"'), html.index('<section id="attacks"')
+    text = Page(html[start:end]).text
+    for expected in (
+        "Do not believe these figures yet",
+        "Of 4 checks 1 passed, 2 failed and 1 did not run",
+        "gradient missing (value 0.75, threshold 0.05) The gradient is zero for 24 of 32 images.",
+        "failed, remedied randomised",
+        "What the audit did: Gradients were averaged over 20 draws.",
+        "passed softmax output The model returns logits.",
+        "not run rising curve One eps only.",
+    ):
+        assert expected in text
+    for variant, words in (
+        ("remedied", "To be believed, after remedies"),
+        ("nothing failed", "No sign that the evaluation misleads"),
+        ("nothing checked", "Not checked"),
+    ):
+        assert words in Page(render(VARIANTS[variant]())).text
+    assert '<section id="trust"' not in render(VARIANTS["no findings"]())
 
 
 def test_verdict_shows_the_figures_of_the_result() -> None:
@@ -544,6 +594,10 @@ def test_hostile_strings_change_nothing() -> None:
                     ),
                 ),
                 drift=plain.explanation.drift if plain.explanation else (),
+            ),
+            "findings": tuple(
+                f.model_copy(update={"check": bad, "explanation": bad, "remedy": f.remedy and bad})
+                for f in plain.findings
             ),
             "gates": tuple(g.model_copy(update={"metric": bad}) for g in plain.gates),
         }
