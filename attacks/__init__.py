@@ -15,35 +15,58 @@ import types
 import typing
 from typing import Any
 
+from robustann.attacks.apgd import APGD
+from robustann.attacks.art_adapter import parse_art
 from robustann.attacks.base import Attack
 from robustann.attacks.engine import AttackResult
+from robustann.attacks.fab import FAB
 from robustann.attacks.fgsm import FGSM
+from robustann.attacks.mm import MM
 from robustann.attacks.noise import UniformNoise
 from robustann.attacks.pgd import PGD
+from robustann.attacks.square import Square
 from robustann.errors import UsageError, unknown_name
 from robustann.threat import parse_number
 
-__all__ = ["FGSM", "PGD", "Attack", "AttackResult", "UniformNoise", "parse_attack", "registered"]
+__all__ = [
+    "APGD",
+    "FAB",
+    "FGSM",
+    "MM",
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "Square",
+    "UniformNoise",
+    "parse_attack",
+    "registered",
+]
 
 
 @functools.cache
 def registered() -> dict[str, type[Attack]]:
     """All attacks by name.
 
-    >>> sorted(registered())
-    ['fgsm', 'mm', 'noise', 'pgd', 'square']
+    >>> {"apgd", "fgsm", "pgd", "square"} <= registered().keys()
+    True
     """
     found: dict[str, type[Attack]] = {}
     for module in pkgutil.iter_modules(__path__):
         contents = vars(importlib.import_module(f"{__name__}.{module.name}"))
         for value in contents.values():
-            if isinstance(value, type) and issubclass(value, Attack) and "name" in vars(value):
-                found[value.name] = value
+            if isinstance(value, type) and issubclass(value, Attack):
+                # What takes its name from what it wraps is a family, not one attack.
+                own = vars(value).get("name")
+                if isinstance(own, str):
+                    found[own] = value
     return dict(sorted(found.items()))
 
 
 def parse_attack(text: str) -> Attack:
     """An attack from its name and options: ``name`` or ``name:option=value,option=value``.
+
+    ``art:NAME``, or ``art:NAME:option=value``, is an attack of the Adversarial Robustness Toolbox
+    (see :mod:`robustann.attacks.art_adapter`).
 
     Raises:
         UsageError: unknown attack or option (with the nearest known one), or an unfit value.
@@ -52,6 +75,8 @@ def parse_attack(text: str) -> Attack:
     100
     """
     name, _, rest = text.strip().partition(":")
+    if name == "art":
+        return parse_art(rest)
     if name not in registered():
         raise unknown_name("attack", name, registered())
     attack = registered()[name]

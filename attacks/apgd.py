@@ -189,7 +189,14 @@ class APGD(Attack):
             size, entries = torch.where(sparser, torch.full_like(size, eps), shrunk), changed
             x = _where(sparser, state["best"], x)
             gradient = _where(sparser, state["best_gradient"], gradient)
-        x = oracle.region.project(x + _sparse(gradient, entries) * size.view(-1, 1, 1, 1))
+        # What has arrived at the end of its range cannot use its share of the step. It is pushed
+        # all the same, so that the projection takes what is too long from the others.
+        low, high = oracle.threat.bounds
+        arrived = torch.where(gradient > 0, x >= high, x <= low)
+        length = size.view(-1, 1, 1, 1)
+        move = _sparse(gradient.masked_fill(arrived, 0.0), entries) * length
+        move = torch.where(arrived, gradient.sign() * length, move)
+        x = oracle.region.project(x + move)
         return {**state, "x": x, "size": size, "entries": entries}
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustann.attacks.base import Attack, State
 from robustann.attacks.losses import Loss, margin
 from robustann.attacks.relaxed import leaky_backward
-from robustann.errors import DataError, ModelError
+from robustann.errors import DataError, ModelError, UsageError
 from robustann.rng import SampleRandom, stable_hash
 from robustann.threat import ThreatModel, check_images
 
@@ -234,7 +234,8 @@ class Oracle:
             else best[1][rows].float(),
             "distance": torch.full((len(rows),), torch.inf, device=x.device),
             "success": torch.zeros_like(self._standing),
-            "prediction": torch.full_like(self.labels, -1),
+            # A handed-on image that nothing improves on is still classified correctly.
+            "prediction": torch.full_like(self.labels, -1) if best is None else self.labels.clone(),
             "forwards": torch.zeros_like(self.labels),
             "backwards": torch.zeros_like(self.labels),
             "first_success": torch.full_like(self.labels, -1),
@@ -305,6 +306,27 @@ class Oracle:
             check_classes(self.labels, logits.shape[1])
             self._classes = logits.shape[1]
         return logits
+
+    @property
+    def rows(self) -> Tensor:
+        """Which of the images handed to the engine each row is, int64 (M,)."""
+        return self._rows
+
+    @property
+    def standing(self) -> Tensor:
+        """Which rows still stand and are no padding (M,): the others need no work."""
+        return self._standing
+
+    def ask(self, x: Tensor) -> Tensor:
+        """Logits of any number of any images, differentiable, neither judged nor counted: for
+        foreign attacks, which tell :meth:`count` what they spent."""
+        rows = _aligned_rows(len(x)).to(x.device)
+        return _mean_logits(self._model, x[rows], self._draws)[: len(x)]
+
+    def count(self, forwards: Tensor, backwards: Tensor) -> None:
+        """Charge each row with images and gradients asked for through :meth:`ask`, int64 (M,)."""
+        self._best["forwards"] += self._standing * forwards * self._draws
+        self._best["backwards"] += self._standing * backwards * self._draws
 
     def _judge(self, x: Tensor) -> None:
         if not self._judging:
@@ -417,6 +439,11 @@ def run(
     attack.check(threat)
     check_images(x, threat.bounds)
     check_labels(labels, len(x))
+    if best is not None and threat.targeted:
+        raise UsageError(
+            "expected images handed on only in an untargeted attack, got a targeted one; leave "
+            "out best"
+        )
     device = model_device(model)
     x, labels = x.detach().to(device, torch.float32).clone(), labels.to(device).clone()
     compaction = 1 if device.type == "cpu" else _ACCELERATOR_COMPACTION

@@ -65,7 +65,7 @@ class FAB(Attack):
         at_least("restarts", self.restarts, 1)
         at_least("targets", self.targets, 0)
         at_least("classes", self.classes, 1)
-        at_least("eta", self.eta, 1)
+        at_least("eta", self.eta, 0)
         for what, value in (("alpha_max", self.alpha_max), ("beta", self.beta)):
             if not 0 <= value <= 1:
                 raise UsageError(f"expected {what} from 0 to 1, got {value}; it is a share")

@@ -91,6 +91,7 @@ def audit(
     max_samples: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
     budget: int | None = None,
+    trust: bool = True,
     curve: bool = True,
     explain: bool = True,
     class_names: Sequence[str] | None = None,
@@ -106,7 +107,8 @@ def audit(
         data: a dataset of :func:`robustann.load_data` (its test part is used), one part of it, or
             a pair of images (N, C, H, W) in [0, 1] and N integer labels.
         threat: what the attacker may do; untargeted.
-        preset: ``quick`` or ``standard``: which attacks, how much effort.
+        preset: ``quick``, ``standard``, ``thorough`` or ``autoattack``: which attacks, how much
+            effort.
         attacks: run these instead of the preset's, given as objects or as text.
         seed: of everything random.
         max_samples: audit so many samples, drawn at random, the same for every seed.
@@ -114,6 +116,8 @@ def audit(
             it.
         budget: propagations that an image may cost in all attacks together; None means as many as
             the preset takes.
+        trust: whether to check that the evaluation can be believed (``result.findings``,
+            ``result.believable``), and to adapt the attacks to a model that would mislead them.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
         class_names: for data that brings none.
@@ -141,6 +145,7 @@ def audit(
         max_samples=max_samples,
         batch_size=batch_size,
         budget=budget,
+        trust=trust,
         curve=curve,
         explain=explain,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from robustann.attacks import MM, Attack, Square, UniformNoise
+from robustann.attacks import APGD, FAB, MM, Attack, Square, UniformNoise
 from robustann.attacks.base import at_least
 from robustann.errors import UsageError, unknown_name
 from robustann.threat import ThreatModel
@@ -39,6 +39,8 @@ class Preset:
     curve_steps: int
     explained: int
     cascade: bool = True
+    # Forwards averaged for each answer, for randomised models.
+    draws: int = 1
 
 
 def _alternating(
@@ -104,6 +106,25 @@ PRESETS: Mapping[str, Preset] = {
         curve_steps=40,
         explained=128,
     ),
+    "autoattack": Preset(
+        description="AutoAttack 'standard' as published: APGD-CE, targeted APGD-DLR, FAB-T, Square",
+        stages=(
+            Stage(APGD()),
+            *(Stage(APGD(loss="dlr", targets=target)) for target in range(1, 10)),
+            *(Stage(FAB(targets=target)) for target in range(1, 10)),
+            Stage(Square()),
+        ),
+        curve_steps=20,
+        explained=64,
+    ),
+    "autoattack-rand": Preset(
+        description="AutoAttack 'rand' as published, for randomised models: APGD-CE and APGD-DLR, "
+        "averaged over 20 draws",
+        stages=(Stage(APGD()), Stage(APGD(loss="dlr"))),
+        curve_steps=20,
+        explained=64,
+        draws=20,
+    ),
 }
 
 
@@ -135,6 +156,8 @@ class AuditConfig:
         batch_size: images a batch, or ``auto``. It changes speed and memory, not the result.
         budget: propagations that an image may cost in all attacks together; None means as many
             as the attacks take. Curve and attributions come on top.
+        trust: whether to check that the evaluation can be believed, and to adapt the attacks to
+            a model that would mislead them.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
 
@@ -142,7 +165,7 @@ class AuditConfig:
         UsageError: a value is unfit, or no attack fits the norm.
 
     >>> config = AuditConfig(threat=ThreatModel("linf", 0.1), preset="quick")
-    >>> config.labels[:3]
+    >>> [stage.attack.label for stage in config.stages[:3]]
     ['noise:draws=3', 'mm:steps=15', 'mm:steps=15,rank=2']
     """
 
@@ -153,6 +176,7 @@ class AuditConfig:
     max_samples: int | None = None
     batch_size: int | Literal["auto"] = "auto"
     budget: int | None = None
+    trust: bool = True
     curve: bool = True
     explain: bool = True
 
@@ -176,9 +200,10 @@ class AuditConfig:
             )
         for attack in self.chosen:
             attack.check(self.threat)
-        if not self.cascade and len(set(self.labels)) < len(self.chosen):
-            twice = next(label for label in self.labels if self.labels.count(label) > 1)
-            raise UsageError(f"expected each attack once, got '{twice}' twice; drop one")
+        names = [attack.label for attack in self.attacks or ()]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"expected each attack once, got '{name}' twice; drop one")
 
     @property
     def chosen(self) -> tuple[Attack, ...]:
@@ -198,13 +223,15 @@ class AuditConfig:
         """Whether each attack goes only to what still stands; attacks named one by one do not."""
         return self.attacks is None and get_preset(self.preset).cascade
 
-    @property
-    def labels(self) -> list[str]:
-        """What the attacks are called in the result: in a cascade a repeated one gets a number."""
-        names = [attack.label for attack in self.chosen]
-        if not self.cascade:
-            return names
-        return [
-            f"{name}#{names[: place + 1].count(name)}" if names.count(name) > 1 else name
-            for place, name in enumerate(names)
-        ]
+
+def labelled(stages: Sequence[Stage]) -> list[tuple[str, Stage]]:
+    """Stages with what their attacks are called in the result: a repeated one gets a number.
+
+    >>> [label for label, _ in labelled([Stage(MM()), Stage(MM(steps=9)), Stage(MM())])]
+    ['mm#1', 'mm:steps=9', 'mm#2']
+    """
+    names = [stage.attack.label for stage in stages]
+    return [
+        (f"{name}#{names[: place + 1].count(name)}" if names.count(name) > 1 else name, stage)
+        for place, (name, stage) in enumerate(zip(names, stages, strict=True))
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -17,18 +18,23 @@ from robustann.attacks import PGD, Attack
 from robustann.attacks.engine import check_classes, model_device, predict_logits, run
 from robustann.attacks.losses import margin
 from robustann.auditing.batching import find_batch_size, in_halves, measure
-from robustann.auditing.presets import AuditConfig, get_preset
+from robustann.auditing.presets import AuditConfig, get_preset, labelled
+from robustann.auditing.remedies import Plan, plan
 from robustann.auditing.rows import Batch, Cases, Worst, empty_columns
 from robustann.auditing.summary import summarize
 from robustann.data import Split
 from robustann.errors import DataError
+from robustann.findings import Finding
 from robustann.models import tensor_digest
 from robustann.progress import Advance, progress_bar
 from robustann.results import AuditResult, Execution, Explanation, Provenance
 from robustann.rng import SampleRandom
+from robustann.trust import combine, diagnose, probe, review
 
 # Which samples are audited and explained must not hang on the seed of the attacks.
 _SELECTION_SEED = 20_240_229
+# Images that the trust checks look at.
+_TRUST_IMAGES = 64
 
 
 Explainer = Callable[[nn.Module, Cases, Sequence[str], int], Explanation]
@@ -118,21 +124,24 @@ class Audit:
         order = torch.randperm(len(positions), generator=_generator(1))
         candidates = set(positions[order[: self.preset.explained]].tolist())
         seconds: dict[str, float] = {}
-        work = len(positions) * (1 + len(self.config.chosen))
+        sample = positions[order[:_TRUST_IMAGES]]
+        made = self._plan(model, split, sample)
+        work = len(positions) * (1 + len(made.stages))
         batches: list[Batch] = []
         with progress_bar(work, wanted=progress, unit="images") as advance:
             for start in range(0, len(positions), size):
                 batches += in_halves(
-                    lambda part: [self._batch(model, split, part, candidates, seconds, advance)],
+                    lambda part: [self._batch(made, split, part, candidates, seconds, advance)],
                     positions[start : start + size],
                 )
         explanation = None
         if explainer is not None and self.config.explain:
             cases = self._cases(batches)
             explanation = explainer(model, cases, class_names, self.config.seed)
-        return summarize(
+        result = summarize(
             batches,
             self.config,
+            stages=labelled(made.stages),
             class_names=class_names,
             levels=list(itertools.chain(*self._levels(split))),
             explanation=explanation,
@@ -147,6 +156,52 @@ class Audit:
                 threads=torch.get_num_threads(),
             ),
         )
+        if not self.config.trust:
+            return result
+        return result.model_copy(update={"findings": self._findings(made, split, sample, result)})
+
+    def _plan(self, model: nn.Module, split: Split, sample: Tensor) -> Plan:
+        """The attacks as configured, or as a first look at the model says."""
+        config = self.config
+        draws = 1 if config.attacks is not None else self.preset.draws
+        if not config.trust:
+            return Plan(model, config.stages, draws, ())
+        found = diagnose(
+            model, split.images(sample).cpu(), split.labels[sample], config.threat,
+            seed=config.seed,
+        )  # fmt: skip
+        return plan(
+            model,
+            config.stages,
+            found,
+            config.threat,
+            draws=draws,
+            fixed=config.attacks is not None,
+        )
+
+    def _findings(
+        self, made: Plan, split: Split, sample: Tensor, result: AuditResult
+    ) -> tuple[Finding, ...]:
+        """What the diagnosis, small experiments and the outcomes themselves say."""
+        threat = self.config.threat
+        probed = probe(
+            made.model,
+            split.images(sample).cpu(),
+            split.labels[sample],
+            threat,
+            random=SampleRandom.create(self.config.seed, sample).fork("probe"),
+            draws=made.draws,
+            gradients=not any(
+                one.check == "gradient-missing" and one.verdict == "fail" for one in made.findings
+            ),
+        )
+        reviewed = review(
+            result.attacks,
+            result.curve,
+            chance=result.chance,
+            widest=threat.widest(math.prod(split.shape)),
+        )
+        return combine(made.findings, probed, reviewed)
 
     def _positions(self, split: Split) -> Tensor:
         wanted = self.config.max_samples
@@ -180,13 +235,14 @@ class Audit:
 
     def _batch(
         self,
-        model: nn.Module,
+        plan: Plan,
         split: Split,
         positions: Tensor,
         candidates: set[int],
         seconds: dict[str, float],
         advance: Advance,
     ) -> Batch:
+        model = plan.model
         x, labels = split.images(positions).cpu(), split.labels[positions]
         logits = predict_logits(model, x, batch_size=len(x), seed=self.config.seed)
         advance(len(x), "clean")
@@ -198,7 +254,7 @@ class Audit:
         batch.distance = torch.where(correct, torch.inf, 0.0).double()
         worst = Worst(x, prediction, gap)
         spent = torch.zeros_like(labels)
-        for stage, label in zip(self.config.stages, self.config.labels, strict=True):
+        for label, stage in labelled(plan.stages):
             begin = time.perf_counter()
             # What is not attacked keeps its prediction: the clean one, in a cascade the worst.
             columns = empty_columns(
@@ -340,6 +396,7 @@ class Audit:
                 "cascade": config.cascade,
                 "budget": config.budget,
                 "max_samples": config.max_samples,
+                "trust": config.trust,
                 "curve": config.curve,
                 "explain": config.explain,
             },

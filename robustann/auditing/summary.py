@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustann.attacks import Attack
 from robustann.attacks.losses import margin
-from robustann.auditing.presets import AuditConfig
+from robustann.auditing.presets import AuditConfig, Stage
 from robustann.auditing.rows import Batch
 from robustann.metrics import classification_report, wilson_interval
 from robustann.results import (
@@ -34,6 +34,7 @@ def summarize(
     batches: Sequence[Batch],
     config: AuditConfig,
     *,
+    stages: Sequence[tuple[str, Stage]],
     class_names: Sequence[str],
     levels: Sequence[float],
     explanation: Explanation | None,
@@ -50,7 +51,7 @@ def summarize(
     broken_by: list[str | None] = [None] * len(labels)
     broken_at = torch.full((len(labels),), torch.inf, dtype=torch.float64)
     outcomes = []
-    for attack, label in zip(config.chosen, config.labels, strict=True):
+    for label, stage in stages:
         columns = {
             name: torch.cat([batch.attacks[label][name] for batch in batches])
             for name in batches[0].attacks[label]
@@ -62,7 +63,7 @@ def summarize(
                 added += 1
         reached = torch.where(columns["success"], columns["distance"], torch.inf)
         broken_at = torch.minimum(broken_at, reached)
-        outcomes.append(_outcome(attack, label, columns, labels, added, class_names))
+        outcomes.append(_outcome(stage.attack, label, columns, labels, added, class_names))
 
     worst = torch.cat([batch.worst_prediction for batch in batches])
     threat = config.threat
