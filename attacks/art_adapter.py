@@ -15,8 +15,8 @@ Random numbers: some of ART's attacks draw from the global states of NumPy, Pyth
 some from fresh ``np.random.RandomState()``, which takes its seed from the operating system. During
 each call all of them run from the sample's own seed; afterwards they are as they were.
 
-ART is imported when the first such attack is made. (Its import writes a small configuration file
-to ``~/.art``.)
+ART is imported when the first such attack runs or is given options. (Its import writes a small
+configuration file to ``~/.art``.)
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ class ArtAttack(Attack):
         UsageError: an attack or option that ART does not have, or that needs more than a
             classifier and single images.
 
-    >>> ArtAttack(kind="hopskipjump", options={"max_iter": 10}).label
-    'art:HopSkipJump:max_iter=10'
+    >>> ArtAttack(kind="hopskipjump").label
+    'art:HopSkipJump'
     """
 
     kind: str
@@ -192,13 +192,13 @@ class ArtAttack(Attack):
             )
         object.__setattr__(self, "kind", by_lower[self.kind.lower()])
         options = dict(self.options)
-        possible = set(_signature(self.kind)) - _TAKEN
         for name in options:
             if name in _TAKEN:
                 raise UsageError(
                     f"expected options of {self.name} other than {name}, which the threat model "
                     "or this package sets; leave it out"
                 )
+            possible = set(_signature(self.kind)) - _TAKEN
             if name not in possible:
                 raise unknown_name(f"option of attack {self.name}", name, possible)
         object.__setattr__(self, "options", tuple(options.items()))
@@ -462,18 +462,18 @@ def parse_art(text: str) -> ArtAttack:
     Raises:
         UsageError: unknown attack or option (with the nearest known one), or an unfit value.
 
-    >>> parse_art("CarliniL2Method:max_iter=5,confidence=1").options
-    (('max_iter', 5), ('confidence', 1.0))
+    >>> parse_art("CarliniL2Method").norms
+    frozenset({'l2'})
     """
     kind, _, rest = text.partition(":")
     bare = ArtAttack(kind=kind.strip())
-    signature = _signature(bare.kind)
     options: dict[str, Value] = {}
     for part in filter(None, rest.split(",")):
         option, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise UsageError(f"expected options of {bare.name} as name=value, got '{part}'")
-        default = signature[option].default if option in signature else None
+        argument = _signature(bare.kind).get(option)
+        default = None if argument is None else argument.default
         options[option] = _convert(f"{bare.name}:{option}", value, default)
     return ArtAttack(kind=bare.kind, options=options)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustann.attacks import engine
+from robustann.attacks.art_adapter import ArtAttack
 from robustann.attacks.base import Access, Attack, State
 from robustann.attacks.engine import AttackResult, Oracle
 from robustann.rng import SampleRandom
@@ -52,9 +53,9 @@ def transfer(
     The target is shown two images a sample. First the last iterate of a full first start, which
     does not stop where the surrogate falls: an image that has only just crossed the surrogate's
     boundary seldom crosses another model's. Then the one that :func:`~robustann.attacks.engine.run`
-    returns. Of attacks without steps (ART's) the two are the same, and attacks that look for the
-    nearest adversarial image have no such last iterate (they transfer badly by their nature): of
-    both only the second is shown.
+    returns. Attacks of ART run to their end anyway, and attacks that look for the nearest
+    adversarial image have no such last iterate (they transfer badly by their nature): of both
+    only the second is shown.
 
     Args:
         attack: what to run on the surrogate.
@@ -80,7 +81,7 @@ def transfer(
     on_surrogate = engine.run(attack, surrogate, x, labels, threat, random=random)
     shown = [on_surrogate.adversarial]
     counter = _Counter(surrogate)
-    if attack.iterations and not attack.minimum_norm:
+    if not (attack.minimum_norm or isinstance(attack, ArtAttack)):
         # The streams of the first start above: on an equal model nothing else is found.
         streams = random.fork(attack.label).fork("start", 0)
         device = engine.model_device(surrogate)
