@@ -66,6 +66,13 @@ if TYPE_CHECKING:
     help="Propagations that an image may cost in all attacks together.  [default: the preset's]",
 )
 @click.option(
+    "--trust/--no-trust",
+    default=True,
+    show_default=True,
+    help="Check that the evaluation can be believed; adapt to a model that would mislead it.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 5 where it cannot be believed.")
+@click.option(
     "--curve/--no-curve",
     default=True,
     show_default=True,
@@ -112,6 +119,8 @@ def audit(
     max_samples: int | None,
     batch_size: str,
     budget: int | None,
+    trust: bool,
+    strict: bool,
     curve: bool,
     explain: bool,
     output_dir: Path | None,
@@ -135,6 +144,8 @@ def audit(
     from robustann.files import check_writable_folder
     from robustann.reports.explain import explain as explanations
 
+    if strict and not trust:
+        raise click.UsageError("--strict asks the trust checks, --no-trust leaves them out")
     # Everything that can be refused is refused before the first minute of work.
     demands = dict(parse_gate(text) for text in fail_under)
     config = AuditConfig(
@@ -145,6 +156,7 @@ def audit(
         max_samples=max_samples,
         batch_size=_batch_size(batch_size),
         budget=budget,
+        trust=trust,
         curve=curve,
         explain=explain,
     )
@@ -181,7 +193,9 @@ def audit(
             f"{share(gate.threshold)}",
             err=True,
         )
-    return 1 if failed else 0
+    if failed:
+        return 1
+    return 5 if strict and not result.believable else 0
 
 
 def _batch_size(text: str) -> int | Literal["auto"]:

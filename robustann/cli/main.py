@@ -16,7 +16,7 @@ from robustann.cli.report import report
 from robustann.cli.train import train
 from robustann.errors import RobustannError
 
-DONE, GATE_FAILED, WRONG_USAGE, NOT_FINISHED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, WRONG_USAGE, NOT_FINISHED, INTERRUPTED = 0, 2, 3, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -31,7 +31,7 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done, 1 a gate failed, 2 wrong usage, 3 could not finish,
-    130 interrupted. Set ROBUSTANN_DEBUG=1 to see tracebacks.
+    5 not to be believed (audit --strict), 130 interrupted. Set ROBUSTANN_DEBUG=1 to see tracebacks.
     """
 
 

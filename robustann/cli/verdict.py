@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def verdict(result: AuditResult) -> str:
-    """Headline, threat model, and a line for each attack."""
+    """Headline, threat model, a line for each attack, and whether to believe it."""
+    from robustann.findings import unresolved
+
     worst = result.worst_case.scores
     lines = [
         f"robust accuracy {share(worst.accuracy)} (95 % interval {share(worst.interval.low)} to "
@@ -19,12 +21,24 @@ def verdict(result: AuditResult) -> str:
         f"{result.n} images",
         result.threat.words,
         "",
-        f"{'attack':34} {'accuracy':>9} {'success rate':>22} {'propagations/image':>19}",
     ]
-    for attack in result.attacks:
+    names = [
+        f"{attack.label} (control)" if attack.control else attack.label for attack in result.attacks
+    ]
+    width = max(map(len, ["attack", *names]))
+    lines.append(f"{'attack':{width}} {'accuracy':>9} {'success rate':>20} {'passes/image':>13}")
+    for name, attack in zip(names, result.attacks, strict=True):
         rate = "-" if attack.success_rate is None else share(attack.success_rate)
         of = f"{rate} of {attack.attempted}"
         cost = (attack.forwards + attack.backwards) / max(attack.attempted, 1)
-        name = f"{attack.label} (control)" if attack.control else attack.label
-        lines.append(f"{name:34} {share(attack.scores.accuracy):>9} {of:>22} {cost:>19.1f}")
+        lines.append(f"{name:{width}} {share(attack.scores.accuracy):>9} {of:>20} {cost:>13.1f}")
+    open_questions = unresolved(result.findings)
+    for finding in open_questions:
+        lines += ["", f"do not believe this yet: {finding.check}: {finding.explanation}"]
+    for finding in result.findings:
+        if finding.remedy is not None:
+            lines += ["", f"{finding.check}: {finding.remedy}"]
+    if result.findings and not open_questions:
+        made = sum(finding.verdict != "not run" for finding in result.findings)
+        lines += ["", f"{made} checks of the evaluation itself found nothing against it"]
     return "\n".join([*lines, ""])
