@@ -95,7 +95,6 @@ ART_ATTACKS: Mapping[str, ArtFacts] = {
     "DeepFool": _facts("white-box", "l2", "1511.04599", minimum_norm=True, rows=(2, 10)),
     "ElasticNet": _facts("white-box", "l1", "1709.04114", minimum_norm=True, rows=(4, 2)),
     "FastGradientMethod": _facts("white-box", "linf l2 l1", "1412.6572"),
-    "GeoDA": _facts("decision", "linf l2 l1", "2003.06468", minimum_norm=True),
     "HopSkipJump": _facts("decision", "linf l2", "1904.02144", minimum_norm=True, rows=(600, 0)),
     "MomentumIterativeMethod": _facts("white-box", "linf l2 l1", "1710.06081"),
     "NewtonFool": _facts(
@@ -441,8 +440,6 @@ def _seeded(seed: list[int], device: torch.device) -> Iterator[None]:
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         mock.patch.object(np.random, "RandomState", _SeededState),
-        # GeoDA asks for what NumPy 2 renamed.
-        mock.patch.object(np, "mat", np.asmatrix, create=True),
         # Search tries what divides by zero; its result is judged anyway.
         np.errstate(all="ignore"),
     ):

@@ -24,8 +24,6 @@ from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 
 pytestmark = [
-    # GeoDA computes with NumPy's old matrix class.
-    pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning"),
     # ART's PGD turns tensors into arrays the way NumPy 1 did.
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
 ]
@@ -39,7 +37,6 @@ QUICK = {
     "CarliniL2Method": "max_iter=5,binary_search_steps=3",
     "CarliniLInfMethod": "max_iter=5,initial_const=1,largest_const=2,learning_rate=0.1",
     "ElasticNet": "max_iter=10,binary_search_steps=4,initial_const=1,learning_rate=0.1",
-    "GeoDA": "max_iter=300,sub_dim=8",
     "HopSkipJump": "max_iter=4,init_eval=20",
     "MomentumIterativeMethod": "max_iter=10",
     "NewtonFool": "max_iter=40",
