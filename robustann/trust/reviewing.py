@@ -11,8 +11,8 @@ from robustann.findings import Finding
 from robustann.results import AttackOutcome, CurvePoint
 from robustann.trust.checks import CHECKS, conclude, not_run
 
-# How unlikely a difference must be by chance to count.
-_CHANCE = 0.05
+# How unlikely a difference must be by chance to count: several checks ask on every audit.
+_CHANCE = 0.01
 # Of all attacked samples, what a search from a gradient attack's images may add: it is part white
 # box, and on robust models adds a few points as a matter of course.
 _HYBRID = 0.1
@@ -84,19 +84,21 @@ def review(
     )
 
 
-def surrogate_agrees(target: Sequence[int], surrogate: Sequence[int]) -> Finding:
-    """Whether a surrogate model predicts what its target predicts, on clean images.
+def surrogate_agrees(agreement: float, n: int) -> Finding:
+    """Whether a surrogate model predicts what its target predicts.
 
-    >>> surrogate_agrees([0, 1, 2], [0, 1, 2]).verdict
+    ``agreement`` is the share of ``n`` clean images that both put in the same class
+    (:class:`robustann.attacks.transfer.TransferResult` has it).
+
+    >>> surrogate_agrees(0.99, 100).verdict
     'pass'
     """
     name = "surrogate-disagrees"
-    if not target:
+    if not n:
         return not_run(name, "There are no predictions to compare.")
-    differ = sum(one != other for one, other in zip(target, surrogate, strict=True))
-    share = differ / len(target)
-    seen = f"Surrogate and target disagree on {share:.1%} of {len(target)} clean images."
-    return conclude(name, share > (CHECKS[name].threshold or 0.0), seen, value=share)
+    differ = 1 - agreement
+    seen = f"Surrogate and target disagree on {differ:.1%} of {n} clean images."
+    return conclude(name, differ > (CHECKS[name].threshold or 0.0), seen, value=differ)
 
 
 def _attempted(outcome: AttackOutcome) -> tuple[bool, ...]:
