@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from robustann.api import attack, audit
-    from robustann.attacks import FGSM, PGD, Attack, AttackResult, UniformNoise
+    from robustann.attacks import (
+        APGD,
+        FAB,
+        FGSM,
+        MM,
+        PGD,
+        Attack,
+        AttackResult,
+        Square,
+        UniformNoise,
+    )
     from robustann.data import ImageData, load_data, tensor_split
     from robustann.errors import DataError, ModelError, RobustannError, UsageError
     from robustann.models import create_model, load_model, save_model
@@ -26,7 +36,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "APGD",
+    "FAB",
     "FGSM",
+    "MM",
     "PGD",
     "Attack",
     "AttackResult",
@@ -35,6 +48,7 @@ __all__ = [
     "ImageData",
     "ModelError",
     "RobustannError",
+    "Square",
     "ThreatModel",
     "TrainConfig",
     "TrainResult",
@@ -55,7 +69,17 @@ __all__ = [
 # ``robustann --help`` needs none of it.
 _HOMES = {
     "robustann.api": ("attack", "audit"),
-    "robustann.attacks": ("FGSM", "PGD", "Attack", "AttackResult", "UniformNoise"),
+    "robustann.attacks": (
+        "APGD",
+        "FAB",
+        "FGSM",
+        "MM",
+        "PGD",
+        "Attack",
+        "AttackResult",
+        "Square",
+        "UniformNoise",
+    ),
     "robustann.data": ("ImageData", "load_data", "tensor_split"),
     "robustann.errors": ("DataError", "ModelError", "RobustannError", "UsageError"),
     "robustann.models": ("create_model", "load_model", "save_model"),
