@@ -36,7 +36,9 @@ class APGD(Attack):
     in less than ``rho`` of the steps since the last one, or if neither step nor best loss have
     changed since. l1 (Croce and Hein, "Mind the box", ICML 2021): steps move only the entries of
     largest gradient, fewer of them the sparser the best change is; the step shrinks while that
-    sparsity stays, and is eps again, from the best point, when it falls.
+    sparsity stays, and is eps again, from the best point, when it falls. Two things are ours, and
+    take it to the optimum of linear models: entries at the end of their range leave their share of
+    the step to others, and where a period brought no gain the current sparsity counts too.
 
     Args:
         steps: gradient steps of one start.
@@ -98,7 +100,10 @@ class APGD(Attack):
             "size": torch.full_like(lowest, eps if norm == "l1" else 2 * eps),
         }
         if norm == "l1":
-            state["entries"] = torch.full_like(lowest, _L1_ENTRIES * x[0].numel())
+            state |= {
+                "entries": torch.full_like(lowest, _L1_ENTRIES * x[0].numel()),
+                "mark": lowest,
+            }
         else:
             state |= {
                 "previous": x,
@@ -180,24 +185,26 @@ class APGD(Attack):
         }
 
     def _sparse_step(self, oracle: Oracle, state: State, gradient: Tensor, iteration: int) -> State:
-        x, size, entries = state["x"], state["size"], state["entries"]
+        x, size, entries, mark = state["x"], state["size"], state["entries"], state["mark"]
         if iteration and iteration % _l1_period(self.steps) == 0:
             eps = oracle.threat.eps
-            changed = (state["best"] != oracle.x).flatten(1).sum(1) / _L1_SPARSER
+            # Steps that move the very entries which the projection then shortens lead nowhere:
+            # where nothing has improved, the sparser of best and current change counts.
+            here, best = ((image != oracle.x).flatten(1).sum(1) for image in (x, state["best"]))
+            stale = state["best_value"] == mark
+            changed = torch.where(stale, torch.minimum(here, best), best) / _L1_SPARSER
+            mark = state["best_value"]
             sparser = changed < _L1_SAME * entries
             shrunk = (size / _L1_SHRINK).clamp(min=_L1_LEAST * eps)
             size, entries = torch.where(sparser, torch.full_like(size, eps), shrunk), changed
             x = _where(sparser, state["best"], x)
             gradient = _where(sparser, state["best_gradient"], gradient)
-        # What has arrived at the end of its range cannot use its share of the step. It is pushed
-        # all the same, so that the projection takes what is too long from the others.
+        # What has arrived at the end of its range cannot use its share of the step.
         low, high = oracle.threat.bounds
         arrived = torch.where(gradient > 0, x >= high, x <= low)
-        length = size.view(-1, 1, 1, 1)
-        move = _sparse(gradient.masked_fill(arrived, 0.0), entries) * length
-        move = torch.where(arrived, gradient.sign() * length, move)
+        move = _sparse(gradient.masked_fill(arrived, 0.0), entries) * size.view(-1, 1, 1, 1)
         x = oracle.region.project(x + move)
-        return {**state, "x": x, "size": size, "entries": entries}
+        return {**state, "x": x, "size": size, "entries": entries, "mark": mark}
 
 
 def checkpoints(steps: int) -> list[int]:

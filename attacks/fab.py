@@ -124,11 +124,12 @@ class FAB(Attack):
         if self.targets:
             wanted = state["wanted"]
             return _tangent(oracle, state["x"], lambda z, y, _: lead(z, y, wanted))
-        gap, normal = _tangent(oracle, state["x"], _behind(1))
-        away = _plane_distance(gap, normal, oracle.threat)
+        x, threat = state["x"], oracle.threat
+        gap, normal = _tangent(oracle, x, _behind(1))
+        away = _plane_distance(x, normal, gap, threat)
         for rank in range(2, min(self.classes, oracle.logits.shape[1] - 1) + 1):
-            other_gap, other_normal = _tangent(oracle, state["x"], _behind(rank))
-            other_away = _plane_distance(other_gap, other_normal, oracle.threat)
+            other_gap, other_normal = _tangent(oracle, x, _behind(rank))
+            other_away = _plane_distance(x, other_normal, other_gap, threat)
             nearer = other_away < away
             gap, away = torch.where(nearer, other_gap, gap), torch.where(nearer, other_away, away)
             normal = torch.where(nearer.view(-1, 1, 1, 1), other_normal, normal)
@@ -150,16 +151,26 @@ def _tangent(oracle: Oracle, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     return _wide(gap).nan_to_num(nan=0.0), normal
 
 
-def _plane_distance(gap: Tensor, normal: Tensor, threat: ThreatModel) -> Tensor:
-    """Distance to the plane without the box: by the dual norm of its normal."""
-    flat = _wide(normal).flatten(1)
-    if threat.norm == "linf":
-        slope = flat.abs().sum(1)
-    elif threat.norm == "l2":
-        slope = flat.square().sum(1).sqrt()
-    else:
-        slope = flat.abs().amax(1)
-    return gap.abs() / slope
+def _plane_distance(x: Tensor, normal: Tensor, gap: Tensor, threat: ThreatModel) -> Tensor:
+    """Distance to where a plane meets the box (N,), infinite where it misses it.
+
+    The paper divides by the dual norm of the gradient, which leaves the box out: on images with
+    many black and white pixels that often names a boundary which is not the nearest.
+    """
+    _, slope, room = _rooms(x, normal, gap, threat)
+    away = threat.distance(nearest_on_plane(x, normal, gap, threat), x)
+    return away.masked_fill((slope * room).sum(1) < gap.abs(), torch.inf)
+
+
+def _rooms(
+    x: Tensor, normal: Tensor, gap: Tensor, threat: ThreatModel
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each entry the sign of the change that brings ``gap`` to zero, what a unit of change
+    brings, and how far the box lets it go; all (N, entries)."""
+    low, high = threat.bounds
+    begin, weight = _wide(x).flatten(1), _wide(normal).flatten(1)
+    way = -_wide(gap).sign()[:, None] * weight.sign()
+    return way, weight.abs(), torch.where(way > 0, high - begin, begin - low).clamp(min=0.0)
 
 
 def nearest_on_plane(x: Tensor, normal: Tensor, gap: Tensor, threat: ThreatModel) -> Tensor:
@@ -177,11 +188,8 @@ def nearest_on_plane(x: Tensor, normal: Tensor, gap: Tensor, threat: ThreatModel
     >>> nearest_on_plane(x, normal, torch.tensor([-2.2]), ThreatModel("l1", 1.0)).flatten()
     tensor([1.0000, 0.7000])
     """
-    low, high = threat.bounds
-    begin, weight, need = _wide(x).flatten(1), _wide(normal).flatten(1), _wide(gap)[:, None]
-    way = -need.sign() * weight.sign()
-    slope, need = weight.abs(), need.abs()
-    room = torch.where(way > 0, high - begin, begin - low).clamp(min=0.0)
+    way, slope, room = _rooms(x, normal, gap, threat)
+    need = _wide(gap).abs()[:, None]
     fall = slope * room
     tiny = torch.finfo(fall.dtype).tiny
     if threat.norm == "l1":
@@ -203,7 +211,7 @@ def nearest_on_plane(x: Tensor, normal: Tensor, gap: Tensor, threat: ThreatModel
         end = bends.gather(1, piece)
         time = (need - arrived.gather(1, piece)) / moving.gather(1, piece).clamp(min=tiny)
         move = torch.minimum(torch.minimum(time, end).clamp(min=0.0) * speed, room)
-    return (begin + way * move).view_as(x).to(x.dtype).clamp(low, high)
+    return (_wide(x) + (way * move).view_as(x)).to(x.dtype).clamp(*threat.bounds)
 
 
 def _wide(value: Tensor) -> Tensor:
