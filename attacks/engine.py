@@ -259,6 +259,18 @@ class Oracle:
         first query."""
         return self._best["margin"]
 
+    @property
+    def fallen(self) -> Tensor:
+        """Whether the images of the last query were adversarial (M,), judged by logits alone."""
+        hit = self.logits.argmax(1) == self.labels
+        return hit if self.threat.targeted else ~hit
+
+    @property
+    def best_distance(self) -> Tensor:
+        """To the nearest adversarial image that a minimum-norm attack has shown (M,), float32;
+        that image is then :attr:`best`. Infinite where there was none."""
+        return self._best["distance"]
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (M, K) of ``x``: one forward a sample (and draw), judged."""
         with torch.no_grad():
@@ -355,8 +367,9 @@ class Oracle:
         new = standing & fallen & ~best["success"]
         best["success"] |= new
         best["first_success"] = torch.where(new, best["forwards"], best["first_success"])
-        if not self._minimum_norm:
-            self._standing = standing & ~fallen
+        # Nothing is nearer than the original itself.
+        over = best["distance"] == 0 if self._minimum_norm else fallen
+        self._standing = standing & ~over
         if self._limit is not None:
             self._standing &= best["forwards"] + best["backwards"] < self._limit
 

@@ -173,6 +173,23 @@ class ThreatModel:
         raise UsageError("expected linf, l2 or l1 for a gradient step, got l0; l0 has no steepest "
                          "direction, choose another norm")  # fmt: skip
 
+    def slope(self, gradient: Tensor) -> Tensor:
+        """How much a linear function rises a unit of distance in this norm, (N,): the dual norm.
+
+        At least the smallest normal number, so that one can divide by it.
+
+        Raises:
+            UsageError: l0, which has no dual norm.
+
+        >>> ThreatModel("linf", 0.1).slope(torch.tensor([[[[-3.0, 0.5]]]]))
+        tensor([3.5000])
+        """
+        dual = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
+        if self.norm not in dual:
+            raise UsageError("expected linf, l2 or l1 for a slope, got l0; l0 has none, choose "
+                             "another norm")  # fmt: skip
+        return _positive(torch.linalg.vector_norm(gradient.flatten(1), dual[self.norm], dim=1))
+
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Distance of each image to its original in this norm, float64 of shape (N,).
 
@@ -232,10 +249,7 @@ class Region:
         low, high = threat.bounds
         self._eps = _down(threat.eps)
         if threat.norm == "linf":
-            lower, upper = x - self._eps, x + self._eps
-            # The sum is rounded: one float inwards where it came out too far.
-            lower = torch.where(_wide(x) - _wide(lower) > self._eps, lower.nextafter(x), lower)
-            upper = torch.where(_wide(upper) - _wide(x) > self._eps, upper.nextafter(x), upper)
+            lower, upper = _interval(x, self._eps)
             self._lower, self._upper = lower.clamp_(min=low), upper.clamp_(max=high)
         else:
             self._lower, self._upper = torch.full_like(x, low), torch.full_like(x, high)
@@ -247,33 +261,44 @@ class Region:
         part.x, part._lower, part._upper = self.x[rows], self._lower[rows], self._upper[rows]
         return part
 
-    def project(self, x_adv: Tensor) -> Tensor:
+    def project(self, x_adv: Tensor, radius: Tensor | None = None) -> Tensor:
         """The allowed image nearest to ``x_adv`` in Euclidean distance: exact, box included.
 
         linf: clamping. l2 and l1: the multiplier of the ball is found so that the clipped image
         lies on the sphere (clipping after a plain projection would end inside it). l0: the
         entries whose change matters most are kept. The result never leaves the box, nor the
         ball in float32 or float64 arithmetic.
+
+        Args:
+            x_adv: any images, (N, C, H, W).
+            radius: float32 (N,), at least 0: a radius for each image, for attacks that look for
+                the nearest one. It counts where it is below the threat model's eps.
+
+        >>> region = ThreatModel("linf", 0.5).region(torch.zeros(2, 1, 1, 1))
+        >>> region.project(torch.ones(2, 1, 1, 1), torch.tensor([0.25, 2.0])).flatten()
+        tensor([0.2500, 0.5000])
         """
         clipped = torch.clamp(x_adv, self._lower, self._upper)
+        if radius is None:
+            eps = torch.full((len(self.x), 1), self._eps, device=self.x.device)
+        else:
+            eps = radius.clamp(max=self._eps)[:, None]
         if self.threat.norm == "linf":
-            return clipped
+            if radius is None:
+                return clipped
+            return torch.clamp(clipped, *_interval(self.x, eps.view(-1, 1, 1, 1)))
         # What fits stays as it is, to the last bit: an image that was judged is handed out.
-        fits = self.threat.distance(clipped, self.x) <= self._eps
+        fits = self.threat.distance(clipped, self.x) <= eps.squeeze(1)
         if bool(fits.all()):
             return clipped
         delta = (x_adv - self.x).flatten(1).clamp_(-_FAR, _FAR)
         low, high = (self._lower - self.x).flatten(1), (self._upper - self.x).flatten(1)
-        if self.threat.norm == "l2":
-            moved = _project_l2(delta, low, high, self._eps)
-        elif self.threat.norm == "l1":
-            moved = _project_l1(delta, low, high, self._eps)
-        else:
-            moved = _project_l0(delta, low, high, int(self._eps))
-        inside = self._inside(self.x + moved.view_as(self.x))
+        nearest = {"l2": _project_l2, "l1": _project_l1, "l0": _project_l0}[self.threat.norm]
+        moved = nearest(delta, low, high, eps)
+        inside = self._inside(self.x + moved.view_as(self.x), eps.squeeze(1))
         return torch.where(fits.view((-1,) + (1,) * (self.x.dim() - 1)), clipped, inside)
 
-    def _inside(self, x_adv: Tensor) -> Tensor:
+    def _inside(self, x_adv: Tensor, eps: Tensor) -> Tensor:
         """Undo what rounding put outside: clamp to the box, shrink what is a float too long."""
         x_adv = torch.clamp(x_adv, self._lower, self._upper)
         if self.threat.norm == "l0":
@@ -282,10 +307,10 @@ class Region:
         # Every round brings each entry of such a row nearer, so this ends; mostly after one.
         while True:
             distance = self.threat.distance(x_adv, self.x)
-            outside = distance > self._eps
+            outside = distance > eps
             if not bool(outside.any()):
                 return x_adv
-            factor = (self._eps / _positive(distance)).clamp(max=1.0) * (1 - 2**-22)
+            factor = (eps / _positive(distance)).clamp(max=1.0) * (1 - 2**-22)
             delta = x_adv - self.x
             shrunk = self.x + delta * factor.float().view(shape)
             # Adding rounds once again, often back to where it was.
@@ -377,7 +402,16 @@ def _positive(value: Tensor) -> Tensor:
     return value.clamp(min=torch.finfo(value.dtype).tiny)
 
 
-def _project_l2(delta: Tensor, low: Tensor, high: Tensor, eps: float) -> Tensor:
+def _interval(x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest float32 images within ``eps`` of ``x`` in linf."""
+    lower, upper = x - eps, x + eps
+    # The sum is rounded: one float inwards where it came out too far.
+    lower = torch.where(_wide(x) - _wide(lower) > eps, lower.nextafter(x), lower)
+    upper = torch.where(_wide(upper) - _wide(x) > eps, upper.nextafter(x), upper)
+    return lower, upper
+
+
+def _project_l2(delta: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
     """argmin ||z - delta|| over low <= z <= high, ||z|| <= eps, for low <= 0 <= high.
 
     By the optimality conditions z = clip(s * delta) for one factor s in [0, 1] a sample. From
@@ -405,7 +439,7 @@ def _project_l2(delta: Tensor, low: Tensor, high: Tensor, eps: float) -> Tensor:
     return z
 
 
-def _project_l1(delta: Tensor, low: Tensor, high: Tensor, eps: float) -> Tensor:
+def _project_l1(delta: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
     """argmin ||z - delta|| over low <= z <= high, sum |z| <= eps, for low <= 0 <= high.
 
     z = clip(soft(delta, t)) for one threshold t >= 0 a sample (Croce and Hein, ICML 2021, show
@@ -430,12 +464,11 @@ def _project_l1(delta: Tensor, low: Tensor, high: Tensor, eps: float) -> Tensor:
     return (z * delta.sign()).to(delta.dtype)
 
 
-def _project_l0(delta: Tensor, low: Tensor, high: Tensor, count: int) -> Tensor:
-    """The ``count`` entries whose (clipped) change brings the image nearest to the wanted one."""
+def _project_l0(delta: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
+    """The ``eps`` entries whose (clipped) change brings the image nearest to the wanted one."""
     clipped = torch.clamp(delta, low, high)
-    if count >= delta.shape[1]:
-        return clipped
     # delta^2 - (delta - clipped)^2, without the cancellation.
     gain = clipped * (2 * delta - clipped)
-    keep = torch.zeros_like(delta).scatter_(1, gain.topk(count, dim=1).indices, 1.0)
-    return clipped * keep
+    order = gain.argsort(dim=1, descending=True, stable=True)
+    kept = torch.arange(1, delta.shape[1] + 1, device=delta.device) <= eps
+    return clipped * torch.zeros_like(delta).scatter_(1, order, kept.to(delta.dtype))
