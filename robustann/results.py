@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -351,18 +352,26 @@ class AuditResult(_Value):
             ) from error
 
     def samples_csv(self) -> str:
-        """Outcomes as CSV: index, label, clean prediction, per attack prediction and success."""
+        """Outcomes as CSV: index, label, clean prediction, per attack prediction and success.
+
+        In a cascade an attack goes to some samples only: both its cells are empty for a sample
+        on which it made no forward. Without a cascade every cell is filled; a sample whose clean
+        prediction is wrong keeps that prediction, with success 0.
+        """
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         header = ["index", "label", "clean_prediction"]
-        columns: list[tuple[int, ...]] = [
+        columns: list[Sequence[int | None]] = [
             self.clean_samples.index,
             self.clean_samples.label,
             self.clean_samples.prediction,
         ]
         for attack in self.attacks:
             header += [f"{attack.label} prediction", f"{attack.label} success"]
-            columns += [attack.samples.prediction, tuple(map(int, attack.samples.success))]
+            ran = [bool(forwards) or not self.cascade for forwards in attack.samples.forwards]
+            for column in (attack.samples.prediction, attack.samples.success):
+                cells = zip(column, ran, strict=True)
+                columns.append([int(value) if went else None for value, went in cells])
         writer.writerow(header)
         writer.writerows(zip(*columns, strict=True))
         return buffer.getvalue()

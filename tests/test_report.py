@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import io
 import itertools
@@ -718,6 +719,40 @@ def test_a_saved_result_gives_the_same_page(tmp_path: Path) -> None:
     result.save(tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page == render(result) == render(AuditResult.load(tmp_path / "results.json"))
+
+
+def as_cascade(result: AuditResult) -> AuditResult:
+    """The same result, as if each attack had gone only to what was correct until then."""
+    standing = [
+        p == y
+        for p, y in zip(result.clean_samples.prediction, result.clean_samples.label, strict=True)
+    ]
+    attacks = []
+    for attack in result.attacks:
+        forwards = tuple(10 if here else 0 for here in standing)
+        success = tuple(s and h for s, h in zip(attack.samples.success, standing, strict=True))
+        samples = attack.samples.model_copy(update={"forwards": forwards, "success": success})
+        attacks.append(attack.model_copy(update={"samples": samples}))
+        standing = [h and not s for h, s in zip(standing, success, strict=True)]
+    return result.model_copy(update={"attacks": tuple(attacks), "cascade": True})
+
+
+def test_samples_csv_leaves_empty_what_an_attack_of_a_cascade_did_not_touch() -> None:
+    alone = make_result()
+    for result in (alone, as_cascade(alone)):
+        lines = list(csv.DictReader(io.StringIO(result.samples_csv())))
+        assert len(lines) == result.n
+        empty = 0
+        for attack in result.attacks:
+            for i, line in enumerate(lines):
+                cells = (line[f"{attack.label} prediction"], line[f"{attack.label} success"])
+                if result.cascade and not attack.samples.forwards[i]:
+                    assert cells == ("", "")
+                    empty += 1
+                else:
+                    taken = attack.samples.prediction[i], int(attack.samples.success[i])
+                    assert cells == tuple(map(str, taken))
+        assert (empty > 0) == result.cascade
 
 
 def test_a_thousand_samples_render_in_well_under_a_second() -> None:
