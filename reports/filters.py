@@ -114,11 +114,12 @@ def moment(text: str) -> str:
     """
     try:
         when = datetime.fromisoformat(text)
-    except ValueError:
+        if when.utcoffset() is None:
+            return text
+        when = when.astimezone(UTC)
+    except (ValueError, OverflowError):
+        # The first and last day of the calendar have no UTC in it.
         return text
-    if when.utcoffset() is None:
-        return text
-    when = when.astimezone(UTC)
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
 from robustann import files
 from robustann.errors import DataError, UsageError
@@ -250,8 +250,8 @@ class Execution(_Value):
 
     command: str
     started: str
-    seconds: float
-    attack_seconds: dict[str, float]
+    seconds: FiniteFloat
+    attack_seconds: dict[str, FiniteFloat]
     batch_size: int
     device: str
     threads: int
@@ -284,6 +284,71 @@ class AuditResult(_Value):
     gates: tuple[Gate, ...] = ()
     provenance: Provenance
     execution: Execution
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> AuditResult:
+        """Refuse what no audit yields: a report of it would fail, or mislead."""
+        if self.n < 1:
+            raise ValueError(f"expected n to be at least 1, got {self.n}")
+        if not self.class_names:
+            raise ValueError("expected at least one class name, got none")
+        for place, eps in [
+            ("threat", self.threat.eps),
+            *(("curve", point.eps) for point in self.curve),
+        ]:
+            if eps < 0:
+                raise ValueError(f"expected eps of {place} to be at least 0, got {eps}")
+        for attack in self.attacks:
+            self._check_scores(f"attack {attack.label!r:.60}", attack.scores)
+            self._check_lengths(f"attack {attack.label!r:.60}", attack.samples)
+            self._check_classes(f"attack {attack.label!r:.60}", attack.samples.prediction)
+        self._check_scores("clean", self.clean)
+        self._check_scores("worst_case", self.worst_case.scores)
+        self._check_lengths("clean_samples", self.clean_samples)
+        self._check_lengths("worst_case", self.worst_case)
+        self._check_classes("clean_samples", self.clean_samples.label)
+        self._check_classes("clean_samples", self.clean_samples.prediction)
+        self._check_classes("worst_case", self.worst_case.prediction)
+        self._check_shares("curve", [point.robust_accuracy for point in self.curve])
+        self._check_shares("chance", [self.chance])
+        if self.explanation is not None:
+            for shown in self.explanation.gallery:
+                classes = [shown.label, shown.clean_prediction, shown.attacked_prediction]
+                classes += [attribution.target for attribution in shown.attributions]
+                self._check_classes("the gallery", classes)
+        return self
+
+    def _check_scores(self, place: str, scores: Scores) -> None:
+        size = len(self.class_names)
+        if len(scores.classes) != size:
+            raise ValueError(
+                f"expected scores of {size} classes for {place}, got {len(scores.classes)}"
+            )
+        widths = [len(row) for row in scores.confusion]
+        if widths != [size] * size:
+            raise ValueError(f"expected a confusion of {size} x {size} for {place}")
+        if min(min(row) for row in scores.confusion) < 0:
+            raise ValueError(f"expected no negative count in the confusion of {place}")
+        self._check_shares(place, [scores.accuracy])
+
+    def _check_lengths(self, place: str, samples: BaseModel) -> None:
+        for name, column in samples:
+            if isinstance(column, tuple) and len(column) != self.n:
+                raise ValueError(
+                    f"expected {self.n} entries in {name} of {place}, got {len(column)}"
+                )
+
+    def _check_classes(self, place: str, classes: Sequence[int]) -> None:
+        last = len(self.class_names) - 1
+        for wrong in classes:
+            if not 0 <= wrong <= last:
+                raise ValueError(f"expected classes 0 to {last} in {place}, got {wrong}")
+
+    @staticmethod
+    def _check_shares(place: str, shares: Sequence[float]) -> None:
+        for wrong in shares:
+            if not 0 <= wrong <= 1:
+                raise ValueError(f"expected shares from 0 to 1 in {place}, got {wrong}")
 
     @property
     def clean_accuracy(self) -> float:
@@ -332,7 +397,7 @@ class AuditResult(_Value):
 
         Raises:
             UsageError: the file is missing or cannot be read.
-            DataError: it is not a result of this schema version.
+            DataError: it is not a result of this schema version, or its parts do not fit together.
         """
         try:
             text = Path(path).read_bytes()
@@ -342,7 +407,7 @@ class AuditResult(_Value):
                 "name the file that 'robustann audit' wrote"
             ) from error
         try:
-            return cls.model_validate_json(text)
+            result = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the top level"
@@ -350,6 +415,12 @@ class AuditResult(_Value):
                 f"expected a results.json of schema version {SCHEMA_VERSION}, but in '{path}' "
                 f"at {place}: {first['msg']}; run the audit again to make a new one"
             ) from error
+        if "schema_version" not in result.model_fields_set:
+            raise DataError(
+                f"expected a results.json of schema version {SCHEMA_VERSION}, but '{path}' has no "
+                "schema_version; run the audit again to make a new one"
+            )
+        return result
 
     def samples_csv(self) -> str:
         """Outcomes as CSV: index, label, clean prediction, per attack prediction and success.

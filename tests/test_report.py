@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import itertools
+import json
 import math
 import random
 import re
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from robustann.errors import DataError
 from robustann.findings import Finding
 from robustann.reports import charts, render, views
 from robustann.reports.filters import count, interval, percent
@@ -719,6 +721,73 @@ def test_a_saved_result_gives_the_same_page(tmp_path: Path) -> None:
     result.save(tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page == render(result) == render(AuditResult.load(tmp_path / "results.json"))
+
+
+TAMPERINGS: dict[str, tuple[str, object]] = {
+    "no samples": ("n", 0),
+    "too few samples": ("n", 199),
+    "negative eps": ("threat.eps", -0.1),
+    "negative eps of the curve": ("curve.1.eps", -0.1),
+    "no class names": ("class_names", []),
+    "a class name too many": ("class_names", [*ANIMALS, "emu"]),
+    "label out of range": ("clean_samples.label.3", 5),
+    "negative prediction": ("clean_samples.prediction.3", -1),
+    "attack's prediction out of range": ("attacks.1.samples.prediction.0", 5),
+    "worst prediction out of range": ("worst_case.prediction.0", 5),
+    "clean samples of another length": ("clean_samples.margin", [1.0]),
+    "attack's samples of another length": ("attacks.1.samples.first_success", []),
+    "worst case of another length": ("worst_case.broken_by", [None]),
+    "scores of too few classes": ("clean.classes", []),
+    "confusion with too few rows": ("worst_case.scores.confusion", [[1, 2, 3, 4, 5]]),
+    "confusion with a short row": ("attacks.0.scores.confusion.2", [1]),
+    "negative count": ("clean.confusion.0.0", -1),
+    "clean accuracy above 1": ("clean.accuracy", 1.1),
+    "negative robust accuracy": ("worst_case.scores.accuracy", -0.1),
+    "attack's accuracy above 1": ("attacks.2.scores.accuracy", 2),
+    "curve above 1": ("curve.0.robust_accuracy", 1.5),
+    "chance above 1": ("chance", 2.0),
+    "gallery label out of range": ("explanation.gallery.0.label", 5),
+    "gallery prediction out of range": ("explanation.gallery.0.attacked_prediction", -1),
+    "gallery target out of range": ("explanation.gallery.0.attributions.0.target", 99),
+    "endless run": ("execution.seconds", math.inf),
+    "other schema version": ("schema_version", 2),
+}
+
+
+def tampered(place: str, value: object) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(make_result().to_json())
+    *path, last = [int(part) if part.isdecimal() else part for part in place.split(".")]
+    at: Any = content
+    for part in path:
+        at = at[part]
+    at[last] = value
+    return content
+
+
+@pytest.mark.parametrize("what", TAMPERINGS)
+def test_a_tampered_result_is_refused_with_a_reason(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(tampered(*TAMPERINGS[what])), encoding="utf-8")
+    with pytest.raises(DataError, match="run the audit again"):
+        AuditResult.load(path)
+
+
+def test_a_result_without_schema_version_is_refused(tmp_path: Path) -> None:
+    content = json.loads(make_result().to_json())
+    del content["schema_version"]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match="no schema_version"):
+        AuditResult.load(path)
+
+
+@pytest.mark.parametrize(
+    "started", ["", "yesterday", "2025-13-45", "0001-01-01T00:00:00+14:00", "2025-01-01"]
+)
+def test_a_start_that_is_no_moment_is_shown_as_it_is(started: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(tampered("execution.started", started)), encoding="utf-8")
+    assert started in Page(render(AuditResult.load(path))).text
 
 
 def as_cascade(result: AuditResult) -> AuditResult:
