@@ -49,3 +49,62 @@ def test_help_says_what_a_gate_compares(run):
     words = " ".join(out.split())
     assert code == 0
     assert "lower end of the 95 % interval is compared, which never reaches 1.0" in words
+
+
+@pytest.mark.parametrize("name", ["d.safetensors", "d.json", "d.checkpoint.pt", "d.log.jsonl"])
+def test_training_is_refused_where_its_model_cannot_be_written(run, name, monkeypatch):
+    monkeypatch.setattr("robustann.training.train", None)
+    Path(name).mkdir()
+    code, _, err = run("train", "--data", "digits", "--epochs", "1", "--out", "d.safetensors")
+    assert code == 2
+    assert f"'{name}', got a folder" in err
+
+
+def test_a_finished_training_outlives_a_save_that_fails(run, monkeypatch):
+    command = ("train", "--data", "digits", "--epochs", "1", "--out", "d.safetensors")
+    with monkeypatch.context() as patch:
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("robustann.models.save_model", full)
+        code, _, err = run(*command)
+    assert code == 3
+    assert "disk is full" in err
+    assert Path("d.checkpoint.pt").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr("robustann.training.loop._Run.epoch", None)
+        code, *_ = run(*command, "--resume")
+    assert code == 0
+    assert ra.load_model("d.safetensors").spec.arch == "small-cnn"
+    assert not Path("d.checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["results.json", "samples.csv", "report.html"])
+def test_an_audit_is_refused_where_its_results_cannot_be_written(
+    run, model_file, name, monkeypatch
+):
+    monkeypatch.setattr("robustann.auditing.Audit.run", None)
+    Path("out", name).mkdir(parents=True)
+    code, _, err = run(*audit_arguments(model_file))
+    assert code == 2
+    assert "got a folder" in err
+
+
+@pytest.mark.parametrize("name", ["adversarial.npz", "sheet.png"])
+def test_an_attack_is_refused_where_its_images_cannot_be_written(
+    run, model_file, name, monkeypatch
+):
+    monkeypatch.setattr("robustann.api.attack", None)
+    Path("out", name).mkdir(parents=True)
+    code, _, err = run("attack", "--model", model_file, "--output-dir", "out")
+    assert code == 2
+    assert "got a folder" in err
+
+
+@pytest.mark.parametrize("command", ["audit", "attack"])
+def test_a_missing_model_leaves_no_folder(run, command, tmp_path):
+    code, _, err = run(command, "--model", "absent.safetensors", "--output-dir", "out")
+    assert code == 2
+    assert "no model file 'absent.safetensors'" in err
+    assert not list(tmp_path.iterdir())

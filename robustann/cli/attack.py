@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from robustann.cli.options import (
+    check_model_file,
+    check_targets,
     data_options,
     device_option,
     model_options,
@@ -100,13 +102,14 @@ def attack(
     from robustann import api
     from robustann.attacks import parse_attack
     from robustann.errors import UsageError
-    from robustann.files import check_writable_folder
 
     chosen = parse_attack(attack_text)
     threat = read_threat(norm, eps, targeted=target is not None)
     chosen.check(threat)
     folder = output_dir or Path("runs", f"attack-{model_path.stem}")
-    check_writable_folder(folder)
+    check_model_file(model_path)
+    arrays, sheet = folder / "adversarial.npz", folder / "sheet.png"
+    check_targets(arrays, sheet)
     model = read_model(model_path, arch, device, quiet)
     data = read_data(data_spec, data_root, download, image_size, quiet)
     if target is not None and target >= data.num_classes:
@@ -118,8 +121,8 @@ def attack(
     images, labels = data.test.images(positions), data.test.labels[positions]
     wanted = labels if target is None else torch.full_like(labels, target)
     result = api.attack(chosen, model, images, wanted, threat, seed=seed, batch_size=batch_size)
-    _write_arrays(folder / "adversarial.npz", images.cpu(), labels, result)
-    _write_sheet(folder / "sheet.png", images.cpu(), result)
+    _write_arrays(arrays, images.cpu(), labels, result)
+    _write_sheet(sheet, images.cpu(), result)
     if not quiet:
         click.echo(
             f"{int(result.success.sum())} of {len(labels)} images are classified "
@@ -127,7 +130,7 @@ def attack(
             f"({share(result.success_rate)}), median distance "
             f"{float(result.distance[result.success].median()) if result.success.any() else 0:.4g}"
         )
-        click.echo(f"images: {folder / 'adversarial.npz'}, {folder / 'sheet.png'}")
+        click.echo(f"images: {arrays}, {sheet}")
 
 
 def _write_arrays(path: Path, images: Tensor, labels: Tensor, result: AttackResult) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from robustann.cli.options import (
+    check_model_file,
+    check_targets,
     data_options,
     device_option,
     model_options,
@@ -143,7 +145,6 @@ def audit(
     """
     from robustann.attacks import parse_attack
     from robustann.auditing import Audit, AuditConfig, parse_gate, with_gates
-    from robustann.files import check_writable_folder
     from robustann.reports.explain import explain as explanations
 
     if strict and not trust:
@@ -165,8 +166,9 @@ def audit(
         explain=explain,
     )
     folder = output_dir or Path("runs", f"audit-{model_path.stem}")
+    check_model_file(model_path)
     if not dry_run:
-        check_writable_folder(folder)
+        check_targets(*(folder / name for name in ("results.json", "samples.csv", "report.html")))
     model = read_model(model_path, arch, device, quiet)
     data = read_data(data_spec, data_root, download, image_size, quiet)
     if dry_run:

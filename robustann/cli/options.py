@@ -90,6 +90,29 @@ def read_model(model_path: Path, arch: str | None, device: str | None,
     return load_model(model_path, arch=arch, device=resolve_device(device))
 
 
+def check_model_file(path: Path) -> None:
+    """Refuse a missing model before a folder is made for what it would have given."""
+    from robustann.errors import UsageError
+
+    if not path.is_file():
+        raise UsageError(f"no model file '{path}'; correct the path")
+
+
+def check_targets(*paths: Path) -> None:
+    """Refuse files that cannot be written, before the work whose results they shall hold."""
+    from robustann.errors import UsageError
+    from robustann.files import check_writable_folder
+
+    for path in paths:
+        if path.is_dir():
+            raise UsageError(
+                f"expected to write the file '{path}', got a folder of that name; "
+                "remove it or choose another path"
+            )
+    for folder in {path.parent for path in paths}:
+        check_writable_folder(folder)
+
+
 def read_threat(norm: str, eps: str | None, targeted: bool = False) -> ThreatModel:
     """The threat model that the options name."""
     from robustann.errors import unknown_name

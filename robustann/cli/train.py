@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from robustann.cli.options import (
+    check_targets,
     data_options,
     device_option,
     quiet_option,
@@ -68,7 +69,6 @@ def train(
       robustann train --data mnist --data-root data --download --out mnist.safetensors
     """
     from robustann.errors import UsageError
-    from robustann.files import check_writable_folder
     from robustann.models import save_model
     from robustann.training import TrainConfig
     from robustann.training import train as run
@@ -79,8 +79,8 @@ def train(
         out = Path("runs", name, "model.safetensors")
     if out.suffix != ".safetensors":
         raise UsageError(f"expected --out FILE.safetensors, got '{out}'; change the ending")
-    check_writable_folder(out.parent)
-    checkpoint = out.with_suffix(".checkpoint.pt")
+    checkpoint, log = out.with_suffix(".checkpoint.pt"), out.with_suffix(".log.jsonl")
+    check_targets(out, out.with_suffix(".json"), checkpoint, log)
     data = read_data(data_spec, data_root, download, image_size, quiet)
     result = run(
         arch,
@@ -88,11 +88,14 @@ def train(
         config=config,
         device=device,
         checkpoint=checkpoint,
-        log=out.with_suffix(".log.jsonl"),
+        keep_checkpoint=True,
+        log=log,
         resume=resume,
         progress=not quiet,
     )
     save_model(result.model, out, training=result.training, metrics=result.metrics)
+    # Only now: where saving fails, --resume saves again without training again.
+    checkpoint.unlink(missing_ok=True)
     if not quiet:
         metrics = result.metrics
         click.echo(

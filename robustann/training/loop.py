@@ -74,6 +74,7 @@ def train(
     step: TrainingStep | None = ...,
     device: str | torch.device | None = ...,
     checkpoint: str | os.PathLike[str] | None = ...,
+    keep_checkpoint: bool = ...,
     log: str | os.PathLike[str] | None = ...,
     resume: bool = ...,
     progress: bool = ...,
@@ -90,6 +91,7 @@ def train(
     step: TrainingStep | None = ...,
     device: str | torch.device | None = ...,
     checkpoint: str | os.PathLike[str] | None = ...,
+    keep_checkpoint: bool = ...,
     log: str | os.PathLike[str] | None = ...,
     resume: bool = ...,
     progress: bool = ...,
@@ -105,6 +107,7 @@ def train(
     step: TrainingStep | None = None,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    keep_checkpoint: bool = False,
     log: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = False,
@@ -121,6 +124,7 @@ def train(
         step: what a batch contributes; the default is cross-entropy on clean images.
         device: where to train; None takes the fastest there is.
         checkpoint: file to write after each epoch; removed once training has finished.
+        keep_checkpoint: do not remove it; for callers who remove it after saving the model.
         log: file with one JSON object an epoch.
         resume: go on from ``checkpoint`` if it is there, else start afresh.
         progress: show a bar on stderr, if that is a terminal.
@@ -166,7 +170,7 @@ def train(
                     with Path(log).open("a", encoding="utf-8") as stream:
                         stream.write(json.dumps(run.history[-1]) + "\n")
         result = run.result()
-    if checkpoint is not None:
+    if checkpoint is not None and not keep_checkpoint:
         Path(checkpoint).unlink(missing_ok=True)
     return result
 
