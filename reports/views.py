@@ -36,7 +36,9 @@ DEFINITIONS: dict[str, str] = {
     "F1": "The harmonic mean of precision and recall; averaged over the classes that occur.",
     "success rate": (
         "Samples that the attack broke, divided by the samples it attacked: those that the model "
-        "classified correctly before. 0 % means it broke none, not that none can be broken."
+        "classifies correctly unattacked; in a cascade only of those that still stood after the "
+        "attacks before, so that the rates of two attacks do not compare. 0 % means it broke "
+        "none, not that none can be broken."
     ),
     "median distance": (
         "Median, over the samples that the attack broke, of the distance between the clean and "
@@ -63,20 +65,22 @@ DEFINITIONS: dict[str, str] = {
 class Verdict:
     """The state of the headline, by :data:`VERDICT_RULE`: a colour class, a symbol and words."""
 
-    state: Literal["unknown", "broken", "most", "part", "held"]
+    state: Literal["unknown", "broken", "unsure", "most", "part", "held"]
     symbol: str
     words: str
 
 
 VERDICTS = (
     Verdict("broken", "×", "No better than guessing"),  # noqa: RUF001
+    Verdict("unsure", "?", "Too few samples to tell it from guessing"),
     Verdict("most", "▼", "Most of the accuracy is lost"),
     Verdict("part", "▽", "Part of the accuracy is lost"),
     Verdict("held", "●", "No clear loss found"),
     Verdict("unknown", "?", "Not measured"),
 )
 VERDICT_RULES = {
-    "broken": "the interval of the robust accuracy reaches down to chance",
+    "broken": "the robust accuracy is not above chance",
+    "unsure": "it is above chance, but its interval reaches down to it: take more samples",
     "most": "the robust accuracy is less than half of the clean accuracy",
     "part": "at least half is left, but the interval lies under the clean accuracy",
     "held": "the interval reaches the clean accuracy, as it also does when attacks are too weak",
@@ -90,8 +94,10 @@ def verdict(result: AuditResult) -> Verdict:
     state = "held"
     if all(attack.control for attack in result.attacks):
         state = "unknown"
-    elif worst.interval.low <= result.chance:
+    elif worst.accuracy <= result.chance or worst.interval.high <= result.chance:
         state = "broken"
+    elif worst.interval.low <= result.chance:
+        state = "unsure"
     elif worst.accuracy < result.clean.accuracy / 2:
         state = "most"
     elif worst.interval.high < result.clean.accuracy:

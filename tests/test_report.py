@@ -534,7 +534,10 @@ def test_attacks_table_shows_the_figures_of_the_result() -> None:
 @pytest.mark.parametrize(
     ("clean", "low", "accuracy", "high", "state"),
     [
-        (0.9, 0.05, 0.12, 0.2, "broken"),
+        (0.9, 0.02, 0.1, 0.2, "broken"),
+        (0.9, 0.01, 0.05, 0.09, "broken"),
+        (0.9, 0.05, 0.12, 0.2, "unsure"),
+        (0.9, 0.1, 0.6, 0.9, "unsure"),
         (0.9, 0.3, 0.4, 0.5, "most"),
         (0.9, 0.5, 0.6, 0.7, "part"),
         (0.9, 0.8, 0.88, 0.93, "held"),
@@ -557,6 +560,27 @@ def test_verdict_follows_its_stated_rule(
     assert f'<p class="verdict {state}">' in html
     # Never by colour alone: a symbol and words stand beside it.
     assert views.verdict(result).words in Page(html).text
+
+
+def test_a_few_samples_of_two_classes_are_too_few_to_tell() -> None:
+    result = make_result(("no", "yes"), n=8, strengths=(0.0, 0.0))
+    assert result.robust_accuracy > 0.5
+    for right, state in ((6, "unsure"), (5, "unsure"), (4, "broken"), (0, "broken")):
+        few = {"accuracy": right / 8, "interval": wilson(right, 8)}
+        worst = result.worst_case.scores.model_copy(update=few)
+        found = views.verdict(with_changes(result, "worst_case", scores=worst))
+        assert found.state == state
+    assert "Too few samples" in next(v.words for v in views.VERDICTS if v.state == "unsure")
+
+
+def test_success_rate_of_a_cascade_is_of_what_still_stood() -> None:
+    def says(result: AuditResult) -> bool:
+        html = render(result)
+        start, end = html.index('<section id="attacks"'), html.index('<section id="curve"')
+        return "of those that still stood" in Page(html[start:end]).text
+
+    assert says(as_cascade(make_result()))
+    assert not says(make_result())
 
 
 def test_hostile_strings_change_nothing() -> None:
