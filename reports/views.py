@@ -247,6 +247,19 @@ def flips(result: AuditResult, limit: int = 10) -> list[Flip]:
     ]
 
 
+def turned(result: AuditResult) -> list[list[int]]:
+    """Clean prediction (rows) against worst-case prediction, of the samples correct unattacked."""
+    size = len(result.class_names)
+    counts = [[0] * size for _ in range(size)]
+    clean = result.clean_samples
+    for label, before, after in zip(
+        clean.label, clean.prediction, result.worst_case.prediction, strict=True
+    ):
+        if label == before:
+            counts[before][after] += 1
+    return counts
+
+
 # From which share of its row a cell takes which shade, darkest first.
 SHADES = ((0.7, 6), (0.4, 5), (0.2, 4), (0.1, 3), (0.05, 2), (0.0, 1))
 

@@ -696,6 +696,21 @@ def test_flips_and_weakest_class_are_counted_from_the_samples() -> None:
     assert f"Weakest class: {weakest[0].worst.name}. " in Page(render(result)).text
 
 
+def test_matrix_of_turned_predictions_counts_the_correct_samples() -> None:
+    result = make_result()
+    counts = views.turned(result)
+    stayed = sum(row[i] for i, row in enumerate(counts))
+    assert sum(map(sum, counts)) == views.correct(result.clean)
+    assert stayed == views.correct(result.worst_case.scores)
+    assert sum(map(sum, counts)) - stayed == views.broken(result)
+    html = render(result)
+    begin = html.index('<section id="confusion"')
+    end = html.index("</section>", begin)
+    matrices = Page(html[begin:end] + "</section>").tables[:3]
+    shown = [[int(cell.replace("\u00b7", "0")) for cell in row[1:]] for row in matrices[2][1:]]
+    assert shown == counts
+
+
 def test_drift_is_read_beside_its_control() -> None:
     def words(attacked: float, noise: float, n: int = 50) -> str:
         return views.reading(
