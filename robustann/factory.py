@@ -51,7 +51,8 @@ def call_factory(
         sys.path.append(folder)
     try:
         target: object = importlib.import_module(module_name)
-    except Exception as error:
+    # A script that ends itself must not end the caller with its own exit code.
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
             f"{error.name}."
         ):
@@ -79,7 +80,7 @@ def call_factory(
         return target(**_accepted(target, arguments))
     except RobustannError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failure(
             f"the {kind} factory '{text}' raised {type(error).__name__}: {error}; correct it there"
         ) from error

@@ -108,3 +108,100 @@ def test_a_missing_model_leaves_no_folder(run, command, tmp_path):
     assert code == 2
     assert "no model file 'absent.safetensors'" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_of_any_size_is_taken(run):
+    big = "99999999999999999999999"
+    code, _, err = run(
+        *("train", "--data", "digits", "--epochs", "1", "--out", "m.safetensors", "--seed", big)
+    )
+    assert (code, err) == (0, "")
+    code, _, err = run(
+        *("audit", "--model", "m.safetensors", "--data", "digits", "--eps", "0.05", "--seed", big),
+        *("--preset", "quick", "--max-samples", "8", "--output-dir", "out"),
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(Path("out/results.json").read_text())["provenance"]["seed"] == int(big)
+    code, _, err = run("attack", "--model", "m.safetensors", "--seed", big, "--max-samples", "8")
+    assert (code, err) == (0, "")
+
+
+def test_a_seed_that_fits_keeps_its_meaning():
+    model = ra.create_model("small-cnn", class_names=["a", "b"], shape=(1, 8, 8), seed=7)
+    torch.manual_seed(7)
+    same = ra.create_model("small-cnn", class_names=["a", "b"], shape=(1, 8, 8))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True)
+    )
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Write a user's module, importable under a name of its own for as long as the test runs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"users_{tmp_path.name}".replace("-", "_")
+
+    def write(text: str) -> str:
+        Path(tmp_path, f"{name}.py").write_text(text)
+        return name
+
+    yield write
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["import sys\nsys.exit(7)\n", "def make():\n    raise SystemExit(7)\n"]
+)
+def test_a_factory_that_exits_is_an_error(run, module, text):
+    name = module(text)
+    code, _, err = run("train", "--data", f"{name}:make", "--epochs", "1")
+    assert code == 3
+    assert "SystemExit: 7" in err
+    code, _, err = run("train", "--data", "digits", "--arch", f"{name}:make", "--epochs", "1")
+    assert code == 3
+    assert "SystemExit: 7" in err
+
+
+PARTS = """
+import torch
+from robustann.data import ImageData, TensorSplit
+
+def split(value, label):
+    images = torch.full((40, 1, 4, 4), 0.5)
+    images[3] = value
+    labels = torch.arange(40) % 2
+    labels[3] = label
+    return TensorSplit(images, labels)
+
+def whole():
+    good = split(0.5, 1)
+    return ImageData("mine", good, good, split(VALUE, 1), ("a", "b"))
+
+def parts():
+    return {"train": split(0.5, 1), "test": split(VALUE, LABEL), "class_names": ["a", "b"]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "label", "factory", "words"),
+    [
+        ("float('nan')", 1, "whole", "NaN or infinity in 1 of 40"),
+        ("255.0", 1, "whole", "divide by 255"),
+        ("-1.0", 1, "parts", "undo the normalisation"),
+        ("float('inf')", 1, "parts", "NaN or infinity in 1 of 40"),
+        ("0.5", -1, "parts", "labels"),
+        ("0.5", 2, "parts", "labels"),
+    ],
+)
+def test_splits_of_a_factory_are_checked(run, module, value, label, factory, words):
+    name = module(PARTS.replace("VALUE", value).replace("LABEL", str(label)))
+    code, _, err = run("train", "--data", f"{name}:{factory}", "--epochs", "1")
+    assert code == 3
+    assert words in err
+    assert f"the test part of '{name}:{factory}'" in err
+
+
+def test_rounding_beyond_the_range_is_clipped_in_splits_too(module):
+    name = module(PARTS.replace("VALUE", "1 + 5e-7").replace("LABEL", "1"))
+    for factory in ("whole", "parts"):
+        assert float(ra.load_data(f"{name}:{factory}").test.images(slice(None)).max()) == 1.0

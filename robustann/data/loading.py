@@ -252,7 +252,11 @@ def _torchvision(name: str, root: Path, download: bool) -> ImageData:
 def _from_factory(spec: str) -> ImageData:
     made = call_factory(spec, "dataset", DataError)
     if isinstance(made, ImageData):
-        return made
+        checked = {
+            part: _checked(f"the {part} part of '{spec}'", getattr(made, part), made.num_classes)
+            for part in ("train", "validation", "test")
+        }
+        return replace(made, **checked)
     allowed = {"train", "test", "validation", "class_names", "augmentation"}
     if not isinstance(made, Mapping) or not {"train", "test"} <= made.keys() <= allowed:
         came = (
@@ -281,10 +285,26 @@ def _from_factory(spec: str) -> ImageData:
     return _in_three(spec, parts, names, augmentation)
 
 
+def _checked(where: str, split: Split, num_classes: int | None) -> Split:
+    """The split, its values judged like those of an (x, y) pair where they are in memory."""
+    if not isinstance(split, TensorSplit):
+        return split
+    try:
+        labels = check_labels(split.labels, num_classes)
+        images = check_images(split._images)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    if images is split._images:
+        return split
+    clipped = TensorSplit(images, labels)
+    clipped.device = split.device
+    return clipped
+
+
 def _user_part(where: str, part: Any, num_classes: int | None) -> Split:
     try:
         if isinstance(part, Split):
-            return part
+            return _checked(where, part, num_classes)
         if isinstance(part, (tuple, list)) and len(part) == 2:
             return tensor_split(part[0], part[1], num_classes=num_classes)
         if hasattr(part, "__getitem__") and hasattr(part, "__len__") and len(part):

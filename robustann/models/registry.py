@@ -18,6 +18,7 @@ from robustann.models.classifier import ImageClassifier, ModelSpec
 from robustann.models.preact_resnet import preact_resnet18
 from robustann.models.small_cnn import small_cnn
 from robustann.models.wide_resnet import wide_resnet
+from robustann.rng import stable_hash
 
 ARCHITECTURES: dict[str, str] = {
     "small-cnn": "two strided convolutions, two linear layers; for digits and MNIST, quick on CPU",
@@ -77,7 +78,8 @@ def create_model(
     state = generator.get_state()
     try:
         if seed is not None:
-            generator.manual_seed(seed)
+            # PyTorch takes no larger seed.
+            generator.manual_seed(seed if seed < 2**63 else stable_hash("weights", seed))
         model = build(spec)
     finally:
         if seed is not None:

@@ -22,7 +22,7 @@ from robustann.attacks.engine import (
 )
 from robustann.attacks.losses import cross_entropy
 from robustann.findings import Finding
-from robustann.rng import SampleRandom
+from robustann.rng import SampleRandom, stable_hash
 from robustann.threat import ThreatModel, check_images
 from robustann.trust.checks import CHECKS, conclude, not_run
 
@@ -147,7 +147,9 @@ class _Subject:
 
     def logits(self, x: Tensor, *, reseed: bool = True) -> Tensor:
         if reseed:
-            torch.manual_seed(self.seed)
+            # PyTorch takes no larger seed.
+            fits = self.seed < 2**63
+            torch.manual_seed(self.seed if fits else stable_hash("torch", self.seed))
         self.propagations += len(x)
         logits: Tensor = self.model(x)
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
