@@ -12,6 +12,7 @@ import torch
 
 import robustann as ra
 from robustann.cli import main
+from robustann.training import TrainConfig
 
 
 @pytest.fixture
@@ -205,3 +206,95 @@ def test_rounding_beyond_the_range_is_clipped_in_splits_too(module):
     name = module(PARTS.replace("VALUE", "1 + 5e-7").replace("LABEL", "1"))
     for factory in ("whole", "parts"):
         assert float(ra.load_data(f"{name}:{factory}").test.images(slice(None)).max()) == 1.0
+
+
+NETS = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        if CONDITION:
+            raise KeyError("no such thing")
+        return self.layers(x)
+
+def make():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("condition", ["self.training", "len(x) == 2", "len(x) > 200", "True"])
+def test_a_model_that_raises_is_named(run, module, condition):
+    name = module(NETS.replace("CONDITION", condition))
+    code, _, err = run("train", "--data", "digits", "--arch", f"{name}:make", "--epochs", "1")
+    assert code == 3
+    assert f"'{name}:make'" in err
+    assert "KeyError: 'no such thing'" in err
+    assert "not foreseen" not in err
+
+
+def test_an_attack_takes_the_images_of_an_audit(run, model_file, digits):
+    code, _, _ = run("attack", "--model", model_file, "--max-samples", "16", "--output-dir", "o")
+    assert code == 0
+    run(*audit_arguments(model_file))
+    labels = np.load("o/adversarial.npz")["label"]
+    rows = Path("out/samples.csv").read_text().splitlines()
+    column = rows[0].split(",").index("label")
+    assert [row.split(",")[column] for row in rows[1:]] == [str(label) for label in labels]
+    assert labels.tolist() != digits.test.labels[:16].tolist()
+
+
+@pytest.mark.parametrize("target", [None, 3])
+def test_an_attack_counts_what_was_wrong_before_apart(run, model_file, target):
+    wanted = [] if target is None else ["--target", str(target)]
+    code, out, _ = run(
+        *("attack", "--model", model_file, "--eps", "0.2", "--attack", "pgd:steps=5"),
+        *("--max-samples", "200", "--output-dir", "o", *wanted),
+    )
+    assert code == 0
+    arrays = np.load("o/adversarial.npz")
+    before = ra.load_model(model_file)(torch.tensor(arrays["clean"])).argmax(1).numpy()
+    attempted = before == arrays["label"] if target is None else before != target
+    won = int((arrays["success"] & attempted).sum())
+    assert 0 < attempted.sum() < 200
+    assert won > 0
+    assert f"{int(arrays['success'].sum())} of 200 images are classified" in out
+    rate = f"{100 * won / attempted.sum():.1f} %"
+    assert (
+        f"{200 - attempted.sum()} were before, success on {won} of the other "
+        f"{attempted.sum()} ({rate})" in out
+    )
+
+
+def test_descriptions_of_attacks_are_whole_sentences(run):
+    code, out, _ = run("list", "attacks")
+    assert code == 0
+    line = next(line for line in out.splitlines() if line.startswith("apgd "))
+    assert "(Croce and Hein, ICML 2020). " in line
+
+
+def test_help_of_train_states_the_defaults(run):
+    config = TrainConfig()
+    code, out, _ = run("train", "--help")
+    words = " ".join(out.split())
+    assert code == 0
+    for name in ("batch_size", "momentum", "weight_decay", "label_smoothing", "ema", "precision"):
+        option = words.index(f"--{name.replace('_', '-')} ")
+        assert words[option:].split("[default: ")[1].startswith(f"{getattr(config, name)}]"), name
+    assert "--clip" in words
+
+
+def test_momentum_and_clip_are_passed_on(run):
+    code, *_ = run(
+        *("train", "--data", "digits", "--epochs", "1", "--out", "m.safetensors"),
+        *("--momentum", "0.5", "--clip", "1"),
+    )
+    assert code == 0
+    made = json.loads(Path("m.json").read_text())["training"]["config"]
+    assert (made["momentum"], made["clip"]) == (0.5, 1.0)
+    code, _, err = run("train", "--data", "digits", "--momentum", "1")
+    assert code == 2
+    assert "momentum: expected" in err

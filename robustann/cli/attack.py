@@ -54,7 +54,7 @@ _SHEET_COLUMNS = 12
     show_default=True,
     type=click.IntRange(min=1),
     metavar="NUMBER",
-    help="Attack the first so many test images.",
+    help="Attack so many test images, drawn at random; an audit of as many takes the same.",
 )
 @click.option(
     "--batch-size",
@@ -101,6 +101,7 @@ def attack(
 
     from robustann import api
     from robustann.attacks import parse_attack
+    from robustann.attacks.engine import predict_logits
     from robustann.errors import UsageError
 
     chosen = parse_attack(attack_text)
@@ -117,20 +118,36 @@ def attack(
             f"expected --target from 0 to {data.num_classes - 1}, got {target}; "
             "classes are numbered from 0"
         )
-    positions = torch.arange(min(max_samples, len(data.test)))
+    positions = _positions(len(data.test), max_samples)
     images, labels = data.test.images(positions), data.test.labels[positions]
     wanted = labels if target is None else torch.full_like(labels, target)
+    before = predict_logits(model, images, batch_size=batch_size, seed=seed).argmax(1)
+    attempted = before == labels if target is None else before != target
     result = api.attack(chosen, model, images, wanted, threat, seed=seed, batch_size=batch_size)
     _write_arrays(arrays, images.cpu(), labels, result)
     _write_sheet(sheet, images.cpu(), result)
     if not quiet:
+        won = result.success & attempted
+        others = int(attempted.sum())
+        rate = f" ({share(int(won.sum()) / others)})" if others else ""
+        away = f", median distance {float(result.distance[won].median()):.4g}" if won.any() else ""
         click.echo(
             f"{int(result.success.sum())} of {len(labels)} images are classified "
-            f"{'wrongly' if target is None else f'as class {target}'} after {chosen.label} "
-            f"({share(result.success_rate)}), median distance "
-            f"{float(result.distance[result.success].median()) if result.success.any() else 0:.4g}"
+            f"{'wrongly' if target is None else f'as class {target}'} after {chosen.label}; "
+            f"{len(labels) - others} were before, success on {int(won.sum())} of the other "
+            f"{others}{rate}{away}"
         )
         click.echo(f"images: {arrays}, {sheet}")
+
+
+def _positions(count: int, wanted: int) -> Tensor:
+    """The images that an audit of as many takes: the first of a folder are of one class alone."""
+    import torch
+
+    from robustann.auditing.runner import _SELECTION_SEED
+
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SELECTION_SEED))
+    return order[:wanted].sort().values
 
 
 def _write_arrays(path: Path, images: Tensor, labels: Tensor, result: AttackResult) -> None:

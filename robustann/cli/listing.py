@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 
 import click
@@ -31,8 +32,8 @@ def _attacks() -> Iterator[tuple[str, str]]:
     from robustann.attacks.art_adapter import ART_ATTACKS
 
     for name, attack in registered().items():
-        first_line = (attack.__doc__ or "").splitlines()[0]
-        yield name, f"{first_line} {attack.access}; {', '.join(sorted(attack.norms))}"
+        paragraph = " ".join(inspect.cleandoc(attack.__doc__ or "").split("\n\n")[0].split())
+        yield name, f"{paragraph} {attack.access}; {', '.join(sorted(attack.norms))}"
         for field in dataclasses.fields(attack):
             yield f"  {name}:{field.name}={field.default}", ""
     yield "art:NAME[:OPTION=VALUE]", "An attack of the Adversarial Robustness Toolbox, judged here."

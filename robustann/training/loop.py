@@ -6,7 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -18,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from robustann.data import ImageData
 from robustann.errors import ModelError, RobustannError, UsageError, unknown_name
+from robustann.factory import is_factory
 from robustann.files import check_writable_folder, write_text
 from robustann.metrics import classification_report
 from robustann.models import ImageClassifier, create_model, resolve_device
@@ -250,7 +252,7 @@ class _Run:
         classes = self.data.num_classes
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._blamed():
                 logits = self.model(images)
         except RuntimeError as error:
             raise ModelError(
@@ -263,6 +265,23 @@ class _Run:
                 f"expected logits of shape {(len(images), classes)} for {len(images)} images and "
                 f"{classes} classes, got {came}; change the model's last layer"
             )
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """Errors of a user's code that a factory built, which create_model's one image in
+        evaluation mode did not meet, are the model's."""
+        name = self.facts["architecture"]
+        try:
+            yield
+        except (RobustannError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if not (isinstance(self.model, ImageClassifier) and is_factory(name)):
+                raise
+            raise ModelError(
+                f"the model of '{name}' raised {type(error).__name__}: {error} in training, on "
+                f"batches of images of shape {self.data.shape}; correct it there"
+            ) from error
 
     def epoch(self, advance: Advance) -> None:
         """Train one epoch, validate, and append a row to the history."""
@@ -284,8 +303,11 @@ class _Run:
             images = self.data.augmentation(images, augment)
             labels = self.data.train.labels[batch].to(self.device)
             random = SampleRandom.create(config.seed, batch).fork("train", number)
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=config.precision == "bf16"
+            with (
+                self._blamed(),
+                torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=config.precision == "bf16"
+                ),
             ):
                 loss, logits = self.step(
                     self.forward,
@@ -294,7 +316,8 @@ class _Run:
                     random=random.to(self.device),
                 )
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            with self._blamed():
+                loss.backward()  # type: ignore[no-untyped-call]
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
             rate = float(self.schedule.get_last_lr()[0])
@@ -308,12 +331,14 @@ class _Run:
             if (done := index + 1) % _READ_EVERY == 0 or done == self.steps:
                 self._check_finite(losses[:done], number)
                 advance((done - 1) % _READ_EVERY + 1, self._words(number, float(losses[index])))
+        with self._blamed():
+            validated = self._validate()
         self.history.append(
             {
                 "epoch": number,
                 "train_loss": float(losses.mean()),
                 "train_accuracy": int(correct) / (self.steps * self.batch_size),
-                **self._validate(),
+                **validated,
                 "lr": rate,
                 "seconds": time.perf_counter() - started,
             }
@@ -334,7 +359,7 @@ class _Run:
             raise RobustannError(
                 f"expected a finite loss, got {float(losses[at])} in epoch {epoch}, step {at + 1} "
                 f"of {self.steps}; try a learning rate lower than {self.lr:g}, "
-                "or clip the gradient (clip=1)"
+                "or clip the gradient (clip=1, --clip 1)"
             )
 
     def _validate(self) -> dict[str, float]:
@@ -392,7 +417,8 @@ class _Run:
         self.model.load_state_dict(self.best_weights)
         self.model.zero_grad(set_to_none=True)
         self.model.to(memory_format=torch.contiguous_format)
-        found = predictions(self.model, test, 2 * self.batch_size)
+        with self._blamed():
+            found = predictions(self.model, test, 2 * self.batch_size)
         report = classification_report(test.labels, found, self.data.class_names)
         best = self.history[self.best_epoch - 1]
         metrics = {
