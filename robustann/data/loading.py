@@ -252,11 +252,11 @@ def _torchvision(name: str, root: Path, download: bool) -> ImageData:
 def _from_factory(spec: str) -> ImageData:
     made = call_factory(spec, "dataset", DataError)
     if isinstance(made, ImageData):
-        checked = {
-            part: _checked(f"the {part} part of '{spec}'", getattr(made, part), made.num_classes)
+        train, validation, test = (
+            _checked(f"the {part} part of '{spec}'", getattr(made, part), made.num_classes)
             for part in ("train", "validation", "test")
-        }
-        return replace(made, **checked)
+        )
+        return replace(made, train=train, validation=validation, test=test)
     allowed = {"train", "test", "validation", "class_names", "augmentation"}
     if not isinstance(made, Mapping) or not {"train", "test"} <= made.keys() <= allowed:
         came = (

@@ -19,10 +19,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from robustann.data import ImageData
 from robustann.errors import ModelError, RobustannError, UsageError, unknown_name
-from robustann.factory import is_factory
 from robustann.files import check_writable_folder, write_text
 from robustann.metrics import classification_report
 from robustann.models import ImageClassifier, create_model, resolve_device
+from robustann.models.registry import is_code
 from robustann.progress import Advance, progress_bar
 from robustann.rng import SampleRandom
 from robustann.training.batches import accuracy, channel_statistics, fetched, predictions
@@ -276,7 +276,7 @@ class _Run:
         except (RobustannError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if not (isinstance(self.model, ImageClassifier) and is_factory(name)):
+            if not (isinstance(self.model, ImageClassifier) and is_code(name)):
                 raise
             raise ModelError(
                 f"the model of '{name}' raised {type(error).__name__}: {error} in training, on "
