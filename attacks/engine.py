@@ -5,6 +5,8 @@ rows left over at the end of a batch with other instructions than full groups of
 sample's logits could differ in the last bits with its batch, and an iterative attack amplifies
 that. With aligned batches the arithmetic of a row does not hang on its neighbours (measured on
 CPU for linear, convolutional and residual networks), so neither do results on the batch size.
+Known exception: a linear layer of few outputs whose input width is no multiple of four may round by
+the place of a row.
 """
 
 from __future__ import annotations
@@ -91,6 +93,13 @@ def frozen(model: nn.Module, seed: int) -> Iterator[None]:
             "under torch.inference_mode(); make it outside"
         )
     flags = [(module, module.training) for module in model.modules()]
+    # A model may count or gather statistics in its buffers, in place or by replacing them.
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     devices = {
         tensor.device
@@ -119,6 +128,10 @@ def frozen(model: nn.Module, seed: int) -> Iterator[None]:
                 parameter.requires_grad_(flag)
             for module, training in flags:
                 module.training = training
+            with torch.no_grad():
+                for module, name, buffer, content in buffers:
+                    buffer.copy_(content)
+                    module._buffers[name] = buffer
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -234,8 +247,10 @@ class Oracle:
             else best[1][rows].float(),
             "distance": torch.full((len(rows),), torch.inf, device=x.device),
             "success": torch.zeros_like(self._standing),
-            # A handed-on image that nothing improves on is still classified correctly.
-            "prediction": torch.full_like(self.labels, -1) if best is None else self.labels.clone(),
+            # What nothing finite improves on is still classified correctly.
+            "prediction": torch.full_like(self.labels, -1)
+            if threat.targeted
+            else self.labels.clone(),
             "forwards": torch.zeros_like(self.labels),
             "backwards": torch.zeros_like(self.labels),
             "first_success": torch.full_like(self.labels, -1),
@@ -345,33 +360,63 @@ class Oracle:
             return
         best, standing = self._best, self._standing
         best["forwards"] += standing * self._draws
-        prediction = self.logits.argmax(1)
-        hit = prediction == self.labels
-        # NaN in an image makes NaN of the logits, and argmax of that is an index like any other.
-        finite = x.flatten(1).sum(1).isfinite()
-        fallen = finite & (hit if self.threat.targeted else ~hit)
-        gap = -margin(self.logits, self.labels, self.threat.targeted)
-        gap = gap.nan_to_num(nan=torch.inf).masked_fill(~finite, torch.inf)
-        # A tie in the logits can be won or lost: what counts is the prediction.
+        prediction, fallen, gap = self._outcome(x, self.logits, self.labels)
+        claimed = standing & fallen
         if self._minimum_norm:
             distance = self.threat.distance(x, self.x).to(best["distance"].dtype)
             nearer = fallen & (distance < best["distance"])
             better = standing & (nearer | (~fallen & ~best["success"] & (gap < best["margin"])))
             best["distance"] = torch.where(standing & nearer, distance, best["distance"])
         else:
+            asked = best["forwards"]
+            if bool(claimed.any()):
+                x, prediction, fallen, gap = self._confirmed(x, prediction, fallen, gap, claimed)
+                best["forwards"] = best["forwards"] + claimed * self._draws
             better = standing & (fallen | (gap < best["margin"]))
+        new = standing & fallen & ~best["success"]
         shape = (-1,) + (1,) * (x.dim() - 1)
         best["adversarial"] = torch.where(better.view(shape), x, best["adversarial"])
         best["margin"] = torch.where(better, gap, best["margin"])
         best["prediction"] = torch.where(better, prediction, best["prediction"])
-        new = standing & fallen & ~best["success"]
-        best["success"] |= new
-        best["first_success"] = torch.where(new, best["forwards"], best["first_success"])
-        # Nothing is nearer than the original itself.
-        over = best["distance"] == 0 if self._minimum_norm else fallen
-        self._standing = standing & ~over
+        best["success"] = best["success"] | new
+        reached = best["forwards"] if self._minimum_norm else asked
+        best["first_success"] = torch.where(new, reached, best["first_success"])
+        if not self._minimum_norm:
+            self._standing = standing & ~fallen
         if self._limit is not None:
-            self._standing &= best["forwards"] + best["backwards"] < self._limit
+            self._standing = self._standing & (best["forwards"] + best["backwards"] < self._limit)
+
+    def _outcome(self, x: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Prediction, whether the sample has fallen, and its margin, for each row.
+
+        What is not finite, image or logits, proves nothing: argmax of NaN is an index like any
+        other.
+        """
+        prediction = logits.argmax(1)
+        hit = prediction == labels
+        finite = x.flatten(1).sum(1).isfinite() & logits.isfinite().all(1)
+        # A tie in the logits can be won or lost: what counts is the prediction.
+        fallen = finite & (hit if self.threat.targeted else ~hit)
+        gap = -margin(logits, labels, self.threat.targeted)
+        return prediction, fallen, gap.masked_fill(~finite, torch.inf)
+
+    def _confirmed(
+        self, x: Tensor, prediction: Tensor, fallen: Tensor, gap: Tensor, claimed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Judge claimed successes by a forward of their own, on the image projected once more.
+
+        What does not hold (a lucky draw of a randomised model, an image outside the region) is
+        no success, and its sample goes on being attacked.
+        """
+        found = claimed.nonzero().squeeze(1)
+        rows = found[_aligned_rows(len(found)).to(found.device)]
+        images = self.region.select(rows).project(x[rows])
+        with torch.no_grad():
+            logits = _mean_logits(self._model, images, self._draws)
+        again, holds, margins = self._outcome(images, logits, self.labels[rows])
+        x, prediction, fallen, gap = x.clone(), prediction.clone(), fallen.clone(), gap.clone()
+        x[rows], prediction[rows], fallen[rows], gap[rows] = images, again, holds, margins
+        return x, prediction, fallen, gap
 
     def restart(self, start: int) -> None:
         """Fresh random streams for the samples that still stand."""
@@ -510,8 +555,9 @@ def _verified(
     unfit = ~final.isfinite().flatten(1).all(1)
     final[unfit] = x[unfit]
     distance = threat.distance(final, x)
+    # Of a minimum-norm attack only the nearest is confirmed, not each that was nearer than before.
     claimed = kept["success"].nonzero().squeeze(1)
-    if len(claimed):
+    if len(claimed) and attack.minimum_norm:
         rows = claimed[_aligned_rows(len(claimed)).to(claimed.device)]
         with torch.no_grad():
             logits = _mean_logits(model, final[rows], draws)[: len(claimed)]

@@ -28,10 +28,9 @@ class _LeakyBackward(torch.autograd.Function):
         return torch.where(alive, gradient, gradient * ctx.slope), None
 
 
-# In-place forms too: the result is a new tensor, which the caller goes on with.
-_RECTIFIERS: frozenset[Callable[..., Any]] = frozenset(
-    {torch.relu, torch.relu_, F.relu, F.relu_, Tensor.relu, Tensor.relu_}
-)
+# F.relu with inplace=True is among them, for its result is what the caller goes on with; relu_ is
+# not, for its caller may go on with the tensor itself.
+_RECTIFIERS: frozenset[Callable[..., Any]] = frozenset({torch.relu, F.relu, Tensor.relu})
 
 
 class _Mode(TorchFunctionMode):

@@ -61,8 +61,14 @@ class Rate:
     backward: float
 
 
-def measure(model: nn.Module, split: Split, positions: Tensor, threat: ThreatModel) -> Rate:
-    """Time one forward and one gradient on the images at ``positions``."""
+def measure(
+    model: nn.Module,
+    split: Split,
+    positions: Tensor,
+    threat: ThreatModel,
+    gradients: bool = True,
+) -> Rate:
+    """Time one forward and, unless the model has none, one gradient on the images there."""
     device = model_device(model)
     x = split.images(positions).to(device)
     labels = split.labels[positions].to(device)
@@ -77,11 +83,19 @@ def measure(model: nn.Module, split: Split, positions: Tensor, threat: ThreatMod
             return time.perf_counter() - begin
 
         forward = seconds(lambda: oracle.forward(oracle.x))
-        both = seconds(lambda: oracle.gradient(oracle.x, cross_entropy))
+        both = forward
+        if gradients:
+            both = seconds(lambda: oracle.gradient(oracle.x, cross_entropy))
     return Rate(len(x), forward / len(x), max(both - forward, 0.0) / len(x))
 
 
-def find_batch_size(model: nn.Module, split: Split, positions: Tensor, threat: ThreatModel) -> int:
+def find_batch_size(
+    model: nn.Module,
+    split: Split,
+    positions: Tensor,
+    threat: ThreatModel,
+    gradients: bool = True,
+) -> int:
     """The smallest batch that is about as fast a sample as any larger one, within memory."""
     best = size = ALIGNMENT
     fastest = float("inf")
@@ -90,9 +104,9 @@ def find_batch_size(model: nn.Module, split: Split, positions: Tensor, threat: T
     while size <= min(LARGEST, max(ALIGNMENT, len(positions))):
         try:
             if not warm:
-                measure(model, split, positions[:size], threat)
+                measure(model, split, positions[:size], threat, gradients)
                 warm = True
-            rate = measure(model, split, positions[:size], threat)
+            rate = measure(model, split, positions[:size], threat, gradients)
         except (RuntimeError, MemoryError) as error:
             if size == ALIGNMENT or not is_out_of_memory(error):
                 raise

@@ -41,6 +41,9 @@ class Preset:
     cascade: bool = True
     # Forwards averaged for each answer, for randomised models.
     draws: int = 1
+    # Of the search from scratch that stands in for gradients that are missing or mislead; 5,000
+    # as in AutoAttack.
+    queries: int = 5000
 
 
 def _alternating(
@@ -68,6 +71,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         curve_steps=10,
         explained=32,
+        queries=1000,
     ),
     "standard": Preset(
         description="the verdict: ascents with several leaks and to runner-up classes, then search "

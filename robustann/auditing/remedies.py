@@ -16,8 +16,6 @@ from robustann.trust import Diagnosis
 
 # Forwards averaged for a randomised model, as in AutoAttack's "rand" (Croce and Hein, 2020).
 _DRAWS = 20
-# Queries of a search from scratch that stands in for gradients, as in AutoAttack's "standard".
-_QUERIES = 5000
 
 
 class LogProbabilities(nn.Module):
@@ -40,13 +38,30 @@ class LogProbabilities(nn.Module):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to attack, with what, averaged over how many draws; and what was found, with what was
-    done about it."""
+    """What to attack, with what, averaged over how many draws, whether there are gradients to
+    follow; and what was found, with what was done about it."""
 
     model: nn.Module
     stages: tuple[Stage, ...]
     draws: int
+    gradients: bool
     findings: tuple[Finding, ...]
+
+
+def searched(stages: Sequence[Stage], findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The findings of the whole audit, where its own search from scratch answers one of them."""
+    queries = [
+        stage.attack.queries
+        for stage in stages
+        if isinstance(stage.attack, Square) and stage.attack.start != "best"
+    ]
+    if not queries:
+        return tuple(findings)
+    remedy = f"The worst case includes a search from scratch, {max(queries)} queries an image."
+    return tuple(
+        one.remedied(remedy) if one.check == "black-box-wins" and one.verdict == "fail" else one
+        for one in findings
+    )
 
 
 def plan(
@@ -55,14 +70,16 @@ def plan(
     diagnosis: Diagnosis,
     threat: ThreatModel,
     *,
+    queries: int,
     draws: int = 1,
     fixed: bool = False,
 ) -> Plan:
     """Adapt an audit to what the diagnosis says.
 
     A randomised model is averaged (EOT), probabilities are attacked through their logarithm, and
-    where gradients are missing or mislead, a search without gradients is added. ``fixed`` keeps
-    the attacks as they are, since the caller named them.
+    where gradients are missing or mislead, a search from scratch without gradients, of so many
+    ``queries`` an image, is added. ``fixed`` keeps the attacks as they are, since the caller named
+    them.
     """
     done: dict[str, str] = {}
     attacked = model
@@ -80,16 +97,18 @@ def plan(
             "hold for the average."
         )
     chosen = tuple(stages)
-    search = Square(queries=_QUERIES)
+    search = Square(queries=queries)
     searches = not fixed and threat.norm in search.norms
     if diagnosis.gradient_missing and not fixed:
         chosen = tuple(stage for stage in stages if stage.attack.access != "white-box")
     if searches and (diagnosis.gradient_missing or diagnosis.gradient_unreliable):
         chosen = (*chosen, Stage(search))
-        for check in ("gradient-missing", "gradient-mismatch", "gradient-shattered"):
-            done[check] = f"A search without gradients, {_QUERIES} queries an image, was added."
+        # Where gradients are missing altogether the search stands alone, and what withstands it
+        # proves little: that check stays failed.
+        for check in ("gradient-mismatch", "gradient-shattered"):
+            done[check] = f"A search without gradients, {queries} queries an image, was added."
     findings = tuple(
         one.remedied(done[one.check]) if one.verdict == "fail" and one.check in done else one
         for one in diagnosis.findings
     )
-    return Plan(attacked, chosen, draws, findings)
+    return Plan(attacked, chosen, draws, not diagnosis.gradient_missing, findings)

@@ -48,13 +48,16 @@ class Batch:
     # Forwards and backwards spent on a sample by all attacks together.
     propagations: Tensor = field(default_factory=lambda: torch.empty(0))
     curve_propagations: int = 0
+    # The worst image of each sample: what it is taken for, and what broke it at which distance.
     worst_prediction: Tensor = field(default_factory=lambda: torch.empty(0))
+    broken_by: list[str | None] = field(default_factory=list)
+    broken_at: Tensor = field(default_factory=lambda: torch.empty(0))
     explained: list[dict[str, Tensor | str]] = field(default_factory=list)
 
 
 @dataclass
 class Worst:
-    """The worst image of each sample so far: a success before none, then the smaller margin."""
+    """The worst image of each sample so far: the first success, else that of smallest margin."""
 
     x: Tensor
     prediction: Tensor
@@ -70,7 +73,8 @@ class Worst:
     def update(self, rows: Tensor, label: str, images: Tensor, columns: dict[str, Tensor]) -> None:
         success, gap = columns["success"][rows], columns["margin"][rows]
         held = self.success[rows]
-        worse = (success & ~held) | ((success == held) & (gap < self.margin[rows]))
+        # What broke a sample first stays: prediction, distance and attack belong together.
+        worse = ~held & (success | (gap < self.margin[rows]))
         chosen = rows[worse]
         self.x[chosen] = images[worse]
         for name in ("prediction", "margin", "success", "distance"):

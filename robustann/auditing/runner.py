@@ -14,16 +14,16 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
-from robustann.attacks import PGD, Attack
+from robustann.attacks import PGD, Attack, Square
 from robustann.attacks.engine import check_classes, model_device, predict_logits, run
 from robustann.attacks.losses import margin
-from robustann.auditing.batching import find_batch_size, in_halves, measure
+from robustann.auditing.batching import find_batch_size, in_halves, is_out_of_memory, measure
 from robustann.auditing.presets import AuditConfig, get_preset, labelled
-from robustann.auditing.remedies import Plan, plan
+from robustann.auditing.remedies import Plan, plan, searched
 from robustann.auditing.rows import Batch, Cases, Worst, empty_columns
 from robustann.auditing.summary import summarize
 from robustann.data import Split
-from robustann.errors import DataError
+from robustann.errors import DataError, ModelError
 from robustann.findings import Finding
 from robustann.models import tensor_digest
 from robustann.progress import Advance, progress_bar
@@ -71,12 +71,12 @@ class Audit:
         """Time one batch and say what :meth:`run` would cost at most."""
         _check_fit(model, split, class_names)
         positions = self._positions(split)
-        size = self._batch_size(model, split, positions)
+        size = self._batch_size(model, split, positions, gradients=True)
         rate = measure(model, split, positions[:size], self.config.threat)
         forwards, backwards = 1, 0
         for attack in self.config.chosen:
             forwards, backwards = forwards + attack.cost[0], backwards + attack.cost[1]
-        levels = sum(map(len, self._levels(split)))
+        levels = sum(map(len, self._levels(split, gradients=True)))
         forwards += levels * (self.preset.curve_steps + 2)
         backwards += levels * self.preset.curve_steps
         seconds = len(positions) * (forwards * rate.forward + backwards * rate.backward)
@@ -119,13 +119,13 @@ class Audit:
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         _check_fit(model, split, class_names)
         positions = self._positions(split)
-        size = self._batch_size(model, split, positions)
         # A fixed random subset can be explained, so that memory does not grow with the data.
         order = torch.randperm(len(positions), generator=_generator(1))
         candidates = set(positions[order[: self.preset.explained]].tolist())
         seconds: dict[str, float] = {}
         sample = positions[order[:_TRUST_IMAGES]]
         made = self._plan(model, split, sample)
+        size = self._batch_size(made.model, split, positions, made.gradients)
         work = len(positions) * (1 + len(made.stages))
         batches: list[Batch] = []
         with progress_bar(work, wanted=progress, unit="images") as advance:
@@ -143,7 +143,7 @@ class Audit:
             self.config,
             stages=labelled(made.stages),
             class_names=class_names,
-            levels=list(itertools.chain(*self._levels(split))),
+            levels=list(itertools.chain(*self._levels(split, made.gradients))),
             explanation=explanation,
             provenance=self._provenance(model, split, positions, model_name, data_name),
             execution=Execution(
@@ -165,7 +165,7 @@ class Audit:
         config = self.config
         draws = 1 if config.attacks is not None else self.preset.draws
         if not config.trust:
-            return Plan(model, config.stages, draws, ())
+            return Plan(model, config.stages, draws, True, ())
         found = diagnose(
             model, split.images(sample).cpu(), split.labels[sample], config.threat,
             seed=config.seed,
@@ -175,6 +175,7 @@ class Audit:
             config.stages,
             found,
             config.threat,
+            queries=self.preset.queries,
             draws=draws,
             fixed=config.attacks is not None,
         )
@@ -191,9 +192,7 @@ class Audit:
             threat,
             random=SampleRandom.create(self.config.seed, sample).fork("probe"),
             draws=made.draws,
-            gradients=not any(
-                one.check == "gradient-missing" and one.verdict == "fail" for one in made.findings
-            ),
+            gradients=made.gradients,
         )
         reviewed = review(
             result.attacks,
@@ -201,7 +200,7 @@ class Audit:
             chance=result.chance,
             widest=threat.widest(math.prod(split.shape)),
         )
-        return combine(made.findings, probed, reviewed)
+        return searched(made.stages, combine(made.findings, probed, reviewed))
 
     def _positions(self, split: Split) -> Tensor:
         wanted = self.config.max_samples
@@ -209,22 +208,26 @@ class Audit:
             return torch.arange(len(split))
         return torch.randperm(len(split), generator=_generator(0))[:wanted].sort().values
 
-    def _batch_size(self, model: nn.Module, split: Split, positions: Tensor) -> int:
+    def _batch_size(
+        self, model: nn.Module, split: Split, positions: Tensor, gradients: bool
+    ) -> int:
         if self.config.batch_size == "auto":
-            return find_batch_size(model, split, positions, self.config.threat)
+            return find_batch_size(model, split, positions, self.config.threat, gradients)
         return self.config.batch_size
 
-    def _curve_attack(self) -> Attack | None:
-        attack = PGD(steps=self.preset.curve_steps, loss="margin")
+    def _curve_attack(self, gradients: bool) -> Attack | None:
+        attack: Attack = PGD(steps=self.preset.curve_steps, loss="margin")
+        if not gradients:
+            attack = Square(queries=20 * self.preset.curve_steps)
         return attack if self.config.curve and self.config.threat.norm in attack.norms else None
 
-    def _levels(self, split: Split) -> tuple[list[float], list[float]]:
+    def _levels(self, split: Split, gradients: bool) -> tuple[list[float], list[float]]:
         """The curve's eps under the audited one, falling, and over it, rising to the widest that
         still allows something more."""
         threat = self.config.threat
         channels, height, width = split.shape
         widest = threat.widest(channels * height * width)
-        if self._curve_attack() is None or threat.eps == 0:
+        if self._curve_attack(gradients) is None or threat.eps == 0:
             return [], []
         below = [_rounded(threat.eps * factor) for factor in (0.75, 0.5, 0.25, 0.125)]
         above, factor = [_rounded(threat.eps * 1.25)], 1.5
@@ -290,8 +293,13 @@ class Audit:
             seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - begin
             advance(len(x), label)
         batch.propagations = spent
+        self._curve(plan, x, labels, split, random, batch, worst)
         batch.worst_prediction = worst.prediction
-        self._curve(model, x, labels, split, random, batch)
+        batch.broken_by = [
+            label if success else None
+            for label, success in zip(worst.attack, worst.success.tolist(), strict=True)
+        ]
+        batch.broken_at = torch.where(worst.success, worst.distance, torch.nan)
         kept = [row for row in range(len(x)) if int(positions[row]) in candidates]
         if kept and self.config.explain:
             confidence = predict_logits(model, worst.x[kept], seed=self.config.seed).softmax(1)
@@ -316,25 +324,26 @@ class Audit:
 
     def _curve(
         self,
-        model: nn.Module,
+        plan: Plan,
         x: Tensor,
         labels: Tensor,
         split: Split,
         random: SampleRandom,
         batch: Batch,
+        worst: Worst,
     ) -> None:
         """Find smaller distances for what fell, and the distance at which the rest falls.
 
         A sample that stands at some eps stands at every smaller one (a smaller ball lies in the
         larger), so each level goes only to the samples that it can still tell apart.
         """
-        attack = self._curve_attack()
+        attack = self._curve_attack(plan.gradients)
         if attack is None:
             return
         audited = self.config.threat.eps
         broken = (batch.distance > 0) & (batch.distance <= audited)
         standing = batch.distance > audited
-        below_levels, above_levels = self._levels(split)
+        below_levels, above_levels = self._levels(split, plan.gradients)
         for levels, pending in ((below_levels, broken), (above_levels, standing)):
             for level in levels:
                 below = level < audited
@@ -345,12 +354,13 @@ class Audit:
                     break
                 result = run(
                     attack,
-                    model,
+                    plan.model,
                     x[rows],
                     labels[rows],
                     self.config.threat.with_eps(level),
                     random=random.select(rows).fork("curve", f"{level:.6g}"),
                     known_correct=True,
+                    draws=plan.draws,
                 )
                 spent = result.forwards.sum() + result.backwards.sum()
                 batch.curve_propagations += int(spent)
@@ -358,6 +368,14 @@ class Audit:
                 batch.distance[rows] = torch.minimum(batch.distance[rows], found)
                 if below:
                     pending[rows] = result.success
+                    continue
+                # Broken within the audited eps after all: that counts.
+                columns = empty_columns(worst.prediction, worst.margin)
+                for name in ("prediction", "margin", "distance"):
+                    columns[name][rows] = getattr(result, name).to(columns[name].dtype)
+                columns["success"][rows] = result.success & (result.distance <= audited)
+                inside = rows[columns["success"][rows]]
+                worst.update(inside, "curve", result.adversarial[columns["success"][rows]], columns)
 
     def _cases(self, batches: list[Batch]) -> Cases:
         rows = [row for batch in batches for row in batch.explained]
@@ -405,7 +423,16 @@ class Audit:
 
 def _check_fit(model: nn.Module, split: Split, class_names: Sequence[str]) -> None:
     """Refuse a model that does not belong to the data, before any long work."""
-    classes = predict_logits(model, split.images([0]).cpu()).shape[1]
+    image = split.images([0]).cpu()
+    try:
+        classes = predict_logits(model, image).shape[1]
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"expected a model for images of shape {tuple(image.shape[1:])}, but it failed on one: "
+            f"{error}; check that the model belongs to the data"
+        ) from error
     if classes != len(class_names):
         raise DataError(
             f"expected a model with one logit for each of the {len(class_names)} classes of "

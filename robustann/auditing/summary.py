@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,21 +49,15 @@ def summarize(
     prediction = logits.argmax(1)
     correct = prediction == labels
 
-    broken_by: list[str | None] = [None] * len(labels)
-    broken_at = torch.full((len(labels),), torch.inf, dtype=torch.float64)
+    standing = correct.clone()
     outcomes = []
     for label, stage in stages:
         columns = {
             name: torch.cat([batch.attacks[label][name] for batch in batches])
             for name in batches[0].attacks[label]
         }
-        added = 0
-        for row in columns["success"].nonzero().flatten().tolist():
-            if broken_by[row] is None:
-                broken_by[row] = label
-                added += 1
-        reached = torch.where(columns["success"], columns["distance"], torch.inf)
-        broken_at = torch.minimum(broken_at, reached)
+        added = int((columns["success"] & standing).sum())
+        standing &= ~columns["success"]
         outcomes.append(_outcome(stage.attack, label, columns, labels, added, class_names))
 
     worst = torch.cat([batch.worst_prediction for batch in batches])
@@ -91,8 +86,8 @@ def summarize(
         worst_case=WorstCase(
             scores=_scores(labels, worst, class_names),
             prediction=_ints(worst),
-            broken_by=tuple(broken_by),
-            distance=_floats(broken_at),
+            broken_by=tuple(itertools.chain(*(batch.broken_by for batch in batches))),
+            distance=_floats(torch.cat([batch.broken_at for batch in batches])),
             propagations=_ints(torch.cat([batch.propagations for batch in batches])),
         ),
         cascade=config.cascade,
