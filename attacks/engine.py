@@ -381,8 +381,9 @@ class Oracle:
         best["success"] = best["success"] | new
         reached = best["forwards"] if self._minimum_norm else asked
         best["first_success"] = torch.where(new, reached, best["first_success"])
-        if not self._minimum_norm:
-            self._standing = standing & ~fallen
+        # Nothing is nearer than the original itself.
+        over = best["distance"] == 0 if self._minimum_norm else fallen
+        self._standing = standing & ~over
         if self._limit is not None:
             self._standing = self._standing & (best["forwards"] + best["backwards"] < self._limit)
 
