@@ -5,7 +5,7 @@ from __future__ import annotations
 from robustann.auditing.gates import METRICS, parse_gate, with_gates
 from robustann.auditing.presets import PRESETS, AuditConfig, Preset, get_preset
 from robustann.auditing.rows import Cases
-from robustann.auditing.runner import Audit, Estimate
+from robustann.auditing.runner import Audit, Estimate, chosen_samples
 
 __all__ = [
     "METRICS",
@@ -15,6 +15,7 @@ __all__ = [
     "Cases",
     "Estimate",
     "Preset",
+    "chosen_samples",
     "get_preset",
     "parse_gate",
     "with_gates",

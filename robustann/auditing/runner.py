@@ -203,10 +203,7 @@ class Audit:
         return searched(made.stages, combine(made.findings, probed, reviewed))
 
     def _positions(self, split: Split) -> Tensor:
-        wanted = self.config.max_samples
-        if wanted is None or wanted >= len(split):
-            return torch.arange(len(split))
-        return torch.randperm(len(split), generator=_generator(0))[:wanted].sort().values
+        return chosen_samples(len(split), self.config.max_samples)
 
     def _batch_size(
         self, model: nn.Module, split: Split, positions: Tensor, gradients: bool
@@ -439,6 +436,17 @@ def _check_fit(model: nn.Module, split: Split, class_names: Sequence[str]) -> No
             f"the data, got {classes} logits; check that the model belongs to the data"
         )
     check_classes(split.labels, classes)
+
+
+def chosen_samples(count: int, wanted: int | None) -> Tensor:
+    """Positions of ``wanted`` of ``count`` samples, in order: drawn at random, always the same.
+
+    >>> len(chosen_samples(10, 4)), chosen_samples(3, None).tolist()
+    (4, [0, 1, 2])
+    """
+    if wanted is None or wanted >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=_generator(0))[:wanted].sort().values
 
 
 def _generator(purpose: int) -> torch.Generator:

@@ -102,6 +102,7 @@ def attack(
     from robustann import api
     from robustann.attacks import parse_attack
     from robustann.attacks.engine import predict_logits
+    from robustann.auditing import chosen_samples
     from robustann.errors import UsageError
 
     chosen = parse_attack(attack_text)
@@ -118,7 +119,8 @@ def attack(
             f"expected --target from 0 to {data.num_classes - 1}, got {target}; "
             "classes are numbered from 0"
         )
-    positions = _positions(len(data.test), max_samples)
+    # The images that an audit of as many takes: the first of a folder are of one class alone.
+    positions = chosen_samples(len(data.test), max_samples)
     images, labels = data.test.images(positions), data.test.labels[positions]
     wanted = labels if target is None else torch.full_like(labels, target)
     before = predict_logits(model, images, batch_size=batch_size, seed=seed).argmax(1)
@@ -138,16 +140,6 @@ def attack(
             f"{others}{rate}{away}"
         )
         click.echo(f"images: {arrays}, {sheet}")
-
-
-def _positions(count: int, wanted: int) -> Tensor:
-    """The images that an audit of as many takes: the first of a folder are of one class alone."""
-    import torch
-
-    from robustann.auditing.runner import _SELECTION_SEED
-
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SELECTION_SEED))
-    return order[:wanted].sort().values
 
 
 def _write_arrays(path: Path, images: Tensor, labels: Tensor, result: AttackResult) -> None:
