@@ -686,3 +686,202 @@ def test_a_replaced_step_is_used(small: ImageData) -> None:
     assert len(streams) == 2
     # Every sample has numbers of its own, other ones in each epoch.
     assert len(torch.cat(streams).unique()) > 1.9 * len(split)
+
+
+# --- hooks of a step ---
+
+
+def test_updates_are_followed_by_the_hooks_in_order(small: ImageData) -> None:
+    class Bounded(StandardStep):
+        def after_backward(self, model: nn.Module) -> None:
+            assert all(p.grad is not None for p in model.parameters())
+            events.append("backward")
+
+        def after_update(self, model: nn.Module) -> None:
+            events.append("update")
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.clamp_(-0.01, 0.01)
+
+    events: list[str] = []
+    model = linear()
+    result = train(model, small, step=Bounded(), epochs=2, batch_size=100, ema=0.9)
+    assert events == ["backward", "update"] * 6
+    # The average saw projected weights alone.
+    assert all(tensor.abs().max() <= 0.01 for tensor in result.last_weights.values())
+
+
+def test_gradients_changed_after_the_backward_pass_count(small: ImageData) -> None:
+    class Still(StandardStep):
+        def after_backward(self, model: nn.Module) -> None:
+            for parameter in model.parameters():
+                parameter.grad = None
+
+    model, before = linear(), linear()
+    train(model, small, step=Still(), epochs=1)
+    assert same_tensors(model, before)
+
+
+def test_a_batch_may_be_replayed(small: ImageData) -> None:
+    class Replaying(StandardStep):
+        replays = 3
+
+        def __call__(
+            self, model: nn.Module, images: Tensor, labels: Tensor, *, random: SampleRandom
+        ) -> tuple[Tensor, Tensor]:
+            seen.append(images)
+            numbers.append(random.uniform(1))
+            return super().__call__(model, images, labels, random=random)
+
+    seen: list[Tensor] = []
+    numbers: list[Tensor] = []
+    result = train(linear(), small, step=Replaying(), epochs=2, batch_size=100)
+    assert len(seen) == 2 * 3 * 3
+    # The same images, augmentation included, but fresh random numbers.
+    assert all(torch.equal(seen[i], seen[i - i % 3]) for i in range(18))
+    assert not torch.equal(seen[0], seen[3])
+    assert not torch.equal(numbers[0], numbers[1])
+    assert 0 <= result.history[0]["train_accuracy"] <= 1
+
+
+class Counting(StandardStep):
+    """The weight of the loss hangs on how many updates there have been, in this run or before."""
+
+    def __init__(self, stop: int = -1) -> None:
+        super().__init__()
+        object.__setattr__(self, "count", torch.zeros(()))
+        object.__setattr__(self, "stop", stop)
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, random: SampleRandom
+    ) -> tuple[Tensor, Tensor]:
+        count: Tensor = self.count  # type: ignore[attr-defined]
+        if int(count) == self.stop:  # type: ignore[attr-defined]
+            raise CrashError
+        object.__setattr__(self, "count", count + 1)
+        loss, logits = super().__call__(model, images, labels, random=random)
+        return loss / (1 + count), logits
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self.count}  # type: ignore[attr-defined]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "count", state["count"])
+
+
+def test_what_a_step_carries_is_resumed(small: ImageData, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 3, "checkpoint": tmp_path / "checkpoint.pt"}
+    whole = train(linear(), small, step=Counting(), **settings)
+    with pytest.raises(CrashError):
+        train(linear(), small, step=Counting(stop=5), **settings)
+    resumed = train(linear(), small, step=Counting(), resume=True, **settings)
+    assert same_tensors(whole.model, resumed.model)
+
+
+def test_the_last_weights_are_kept_beside_the_best(digits: ImageData) -> None:
+    step = Scaled(factors=(1.0, 1.0, 1.0, -1.0))
+    model = linear()
+    result = train(model, digits, step=step, epochs=6, ema=0.0, clip=5.0)
+    assert result.best_epoch <= 3
+    assert result.training["last"] == {
+        "validation_accuracy": result.history[-1]["validation_accuracy"]
+    }
+    assert result.training["last"]["validation_accuracy"] < result.metrics["validation_accuracy"]
+    other = linear()
+    other.load_state_dict(result.last_weights)
+    with torch.no_grad():
+        found = other(digits.validation.images(slice(None))).argmax(1)
+    assert result.training["last"]["validation_accuracy"] == pytest.approx(
+        (found == digits.validation.labels).double().mean().item()
+    )
+
+
+# --- the watch for catastrophic overfitting ---
+
+
+class Collapsing(StandardStep):
+    """Unlearns in one epoch, as long as nothing makes it safer."""
+
+    watched: ClassVar[bool] = True
+
+    def __init__(self, epoch: int, stop: int = 0) -> None:
+        super().__init__()
+        for name, value in (("epoch", epoch), ("stop", stop), ("safe", False), ("seen", [])):
+            object.__setattr__(self, name, value)
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        if epoch == self.stop:  # type: ignore[attr-defined]
+            raise CrashError
+        bad = epoch >= self.epoch and not self.safe  # type: ignore[attr-defined]
+        object.__setattr__(self, "factor", -3.0 if bad else 1.0)
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, random: SampleRandom
+    ) -> tuple[Tensor, Tensor]:
+        self.seen.append(images)  # type: ignore[attr-defined]
+        loss, logits = super().__call__(model, images, labels, random=random)
+        return loss * self.factor, logits  # type: ignore[attr-defined]
+
+    def validation_logits(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, random: SampleRandom
+    ) -> Tensor:
+        assert not model.training
+        with torch.no_grad():
+            logits: Tensor = model(images)
+        return logits
+
+    def safer(self) -> str:
+        object.__setattr__(self, "safe", True)
+        return "without unlearning"
+
+    def state(self) -> dict[str, Any]:
+        return {"safe": self.safe}  # type: ignore[attr-defined]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "safe", state["safe"])
+
+
+def test_a_collapse_is_undone(
+    digits: ImageData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "log.jsonl"
+    settings: dict[str, Any] = {"epochs": 6, "clip": 5.0, "log": log}
+    # Epoch 3 unlearns; after it come epochs that learn again.
+    result = train(linear(), digits, step=Collapsing(epoch=3), **settings)
+    rows = result.history
+    assert ["event" in row for row in rows] == [False, False, True, False, False, False]
+    assert rows[2]["watch_accuracy"] < rows[1]["watch_accuracy"] - 0.2
+    assert "back to the weights before epoch 3, without unlearning" in rows[2]["event"]
+    # The row describes the weights after the way back: those of the epoch before.
+    assert rows[2]["validation_accuracy"] == rows[1]["validation_accuracy"]
+    assert rows[-1]["validation_accuracy"] >= rows[1]["validation_accuracy"]
+    assert result.training["events"] == [{"epoch": 3, "event": rows[2]["event"]}]
+    assert json.loads(log.read_text().splitlines()[2]) == rows[2]
+    assert rows[2]["event"] in caplog.text
+    # The learning rate goes on as planned.
+    plain = train(linear(), digits, step=Collapsing(epoch=99), epochs=6, clip=5.0)
+    assert [row["lr"] for row in rows] == [row["lr"] for row in plain.history]
+    assert plain.training["events"] == []
+
+
+def test_watched_images_are_training_images_that_are_not_trained_on(digits: ImageData) -> None:
+    step = Collapsing(epoch=99)
+    train(linear(), digits, step=step, epochs=2, batch_size=1)
+    seen = {tuple(image.flatten().tolist()) for image in torch.cat(step.seen)}  # type: ignore[attr-defined]
+    every = {tuple(i.flatten().tolist()) for i in digits.train.images(slice(None))}
+    assert seen < every
+    assert len(every) - len(seen) == len(digits.train) // 20
+
+
+def test_resuming_after_a_collapse_is_exact(digits: ImageData, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "epochs": 5,
+        "clip": 5.0,
+        "checkpoint": tmp_path / "checkpoint.pt",
+    }
+    whole = train(linear(), digits, step=Collapsing(epoch=3), **settings)
+    with pytest.raises(CrashError):
+        train(linear(), digits, step=Collapsing(epoch=3, stop=4), **settings)
+    resumed = train(linear(), digits, step=Collapsing(epoch=3), resume=True, **settings)
+    assert same_tensors(whole.model, resumed.model)
+    assert without_seconds(whole.history) == without_seconds(resumed.history)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
-from robustann.data import ImageData
+from robustann.data import ImageData, Split
 from robustann.errors import ModelError, RobustannError, UsageError, unknown_name
 from robustann.files import check_writable_folder, write_text
 from robustann.metrics import classification_report
@@ -30,12 +32,16 @@ from robustann.training.checkpoint import load_checkpoint, save_checkpoint
 from robustann.training.config import TrainConfig
 from robustann.training.randomness import generator, global_state_kept, seed_global
 from robustann.training.steps import StandardStep, TrainingStep
+from robustann.training.watch import collapsed, set_aside
 from robustann.training.weights import moving_average, parameter_groups
 
 M = TypeVar("M", bound=nn.Module)
 
 _DEFAULT_EPOCHS = {"mnist": 3}
 _READ_EVERY = 16
+_LOG = logging.getLogger(__name__)
+# What a collapse undoes.
+_UNDONE = ("model", "average", "optimizer", "step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,11 @@ class TrainResult(Generic[M]):
             first is 1.
         epochs_run: epochs trained, those before a resume included.
         seconds: time spent in them.
-        training: settings and facts as JSON values, for the file beside a saved model.
+        training: settings and facts as JSON values, for the file beside a saved model; among them
+            ``last``, what validation said of the last epoch, and ``events``, what the watch for
+            catastrophic overfitting did.
+        last_weights: state dict of the last epoch, by which robust overfitting shows (Rice et al.,
+            ICML 2020): the best epoch's robust accuracy is often above the last one's.
 
     >>> TrainResult(model=nn.Identity(), metrics={"accuracy": 0.99}, history=[], best_epoch=3,
     ...             epochs_run=5, seconds=2.5, training={}).metrics["accuracy"]
@@ -65,6 +75,7 @@ class TrainResult(Generic[M]):
     epochs_run: int
     seconds: float
     training: dict[str, Any]
+    last_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 @overload
@@ -194,8 +205,13 @@ class _Run:
         self.epochs = config.epochs or _DEFAULT_EPOCHS.get(data.name, 30)
         default_lr: float = getattr(step, "default_lr", 0.1)
         self.lr = config.lr if config.lr is not None else default_lr
-        self.batch_size = min(config.batch_size, len(data.train))
-        self.steps = len(data.train) // self.batch_size
+        count = len(data.train)
+        self.trained, self.watched = torch.arange(count), torch.arange(0)
+        if getattr(step, "watched", False):
+            self.trained, self.watched = set_aside(count, config.seed)
+        self.batch_size = min(config.batch_size, len(self.trained))
+        self.replays: int = getattr(step, "replays", 1)
+        self.steps = len(self.trained) // self.batch_size * self.replays
         self.history: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] = {}
         self.facts: dict[str, Any] = {
@@ -286,42 +302,30 @@ class _Run:
     def epoch(self, advance: Advance) -> None:
         """Train one epoch, validate, and append a row to the history."""
         number, started, config = len(self.history) + 1, time.perf_counter(), self.config
-        begin = getattr(self.step, "begin_epoch", None)
-        if begin is not None:
-            begin(number, self.epochs)
+        before = self._snapshot() if len(self.watched) else {}
+        self._tell("begin_epoch", number, self.epochs)
         seed_global(self.device, config.seed, number)
-        shuffle = generator("order", config.seed, number)
-        augment = generator("augmentation", config.seed, number)
-        order = torch.randperm(len(self.data.train), generator=shuffle)
         self.forward.train()
         losses = torch.zeros(self.steps, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         rate = 0.0
-        # The images left over after the last whole batch sit this epoch out.
-        batches = torch.split(order, self.batch_size)[: self.steps]
-        for index, (batch, images) in enumerate(fetched(self.data.train, batches)):
-            images = self.data.augmentation(images, augment)
-            labels = self.data.train.labels[batch].to(self.device)
-            random = SampleRandom.create(config.seed, batch).fork("train", number)
+        for index, (images, labels, random) in enumerate(self._batches(number)):
             with (
                 self._blamed(),
                 torch.autocast(
                     self.device.type, torch.bfloat16, enabled=config.precision == "bf16"
                 ),
             ):
-                loss, logits = self.step(
-                    self.forward,
-                    images.contiguous(memory_format=self.format),
-                    labels,
-                    random=random.to(self.device),
-                )
+                loss, logits = self.step(self.forward, images, labels, random=random)
             self.optimizer.zero_grad(set_to_none=True)
             with self._blamed():
                 loss.backward()  # type: ignore[no-untyped-call]
+            self._tell("after_backward", self.model)
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
             rate = float(self.schedule.get_last_lr()[0])
             self.optimizer.step()
+            self._tell("after_update", self.model)
             self.schedule.step()
             if self.average is not None:
                 self.average.update_parameters(self.model)
@@ -332,6 +336,7 @@ class _Run:
                 self._check_finite(losses[:done], number)
                 advance((done - 1) % _READ_EVERY + 1, self._words(number, float(losses[index])))
         with self._blamed():
+            guarded = self._guard(before) if before else {}
             validated = self._validate()
         self.history.append(
             {
@@ -339,6 +344,7 @@ class _Run:
                 "train_loss": float(losses.mean()),
                 "train_accuracy": int(correct) / (self.steps * self.batch_size),
                 **validated,
+                **guarded,
                 "lr": rate,
                 "seconds": time.perf_counter() - started,
             }
@@ -348,9 +354,53 @@ class _Run:
                 name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()
             }
 
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, SampleRandom]]:
+        """Images, labels and random streams of one update after the other."""
+        shuffle = generator("order", self.config.seed, epoch)
+        augment = generator("augmentation", self.config.seed, epoch)
+        order = self.trained[torch.randperm(len(self.trained), generator=shuffle)]
+        # The images left over after the last whole batch sit this epoch out.
+        batches = torch.split(order, self.batch_size)[: self.steps // self.replays]
+        for batch, images in fetched(self.data.train, batches):
+            images = self.data.augmentation(images, augment)
+            images = images.contiguous(memory_format=self.format)
+            labels = self.data.train.labels[batch].to(self.device)
+            for replay in range(self.replays):
+                random = SampleRandom.create(self.config.seed, batch).fork("train", epoch)
+                random = random.fork("replay", replay) if replay else random
+                yield images, labels, random.to(self.device)
+
+    def _tell(self, hook: str, *facts: Any) -> None:
+        """Call a hook of the step, if it has that one."""
+        call = getattr(self.step, hook, None)
+        if call is not None:
+            call(*facts)
+
+    def _snapshot(self) -> dict[str, Any]:
+        """A copy of what an epoch changes, except the schedule, which goes on."""
+        state = self.state()
+        return copy.deepcopy({name: state[name] for name in _UNDONE})
+
+    def _guard(self, before: dict[str, Any]) -> dict[str, Any]:
+        """Look at the images set aside; after a collapse undo the epoch and make the step safer."""
+        seen = self._robust_accuracy(self.model.eval(), self.data.train, self.watched, "watch")
+        if not collapsed(seen, self.history):
+            return {"watch_accuracy": seen}
+        number = len(self.history) + 1
+        self._restore_weights(before)
+        change = self.step.safer()  # type: ignore[attr-defined]
+        event = (
+            f"catastrophic overfitting: robust accuracy on {len(self.watched)} training images "
+            f"set aside fell to {seen:.1%}; back to the weights before epoch {number}, {change}"
+        )
+        _LOG.warning("epoch %d: %s", number, event)
+        return {"watch_accuracy": seen, "event": event}
+
     def _words(self, epoch: int, loss: float) -> str:
-        seen = f", validation {_score(self.history[-1]):.1%}" if self.history else ""
-        return f"epoch {epoch}/{self.epochs}, loss {loss:.3f}{seen}"
+        row = self.history[-1] if self.history else {}
+        seen = f", validation {_score(row):.1%}" if row else ""
+        undone = f", epoch {row['epoch']} undone" if "event" in row else ""
+        return f"epoch {epoch}/{self.epochs}, loss {loss:.3f}{seen}{undone}"
 
     def _check_finite(self, losses: Tensor, epoch: int) -> None:
         bad = (~torch.isfinite(losses)).nonzero()
@@ -366,17 +416,26 @@ class _Run:
         """Validation accuracy, and the accuracy on what the step wants to be judged by."""
         split, model, size = self.data.validation, self.judged, 2 * self.batch_size
         row = {"validation_accuracy": accuracy(predictions(model, split, size), split.labels)}
-        logits_of = getattr(self.step, "validation_logits", None)
-        if logits_of is not None:
-            found = []
-            for indices in torch.split(torch.arange(len(split)), size):
-                random = SampleRandom.create(self.config.seed, indices).fork("validation")
-                labels = split.labels[indices].to(self.device)
-                images = split.images(indices)
-                logits = logits_of(model, images, labels, random=random.to(self.device))
-                found.append(logits.argmax(1).cpu())
-            row["validation_robust_accuracy"] = accuracy(torch.cat(found), split.labels)
+        if hasattr(self.step, "validation_logits"):
+            every = torch.arange(len(split))
+            row["validation_robust_accuracy"] = self._robust_accuracy(
+                model, split, every, "validation"
+            )
         return row
+
+    def _robust_accuracy(
+        self, model: nn.Module, split: Split, positions: Tensor, purpose: str
+    ) -> float:
+        """Accuracy on what the step wants to be judged by; the model is in eval mode."""
+        found = []
+        for indices in torch.split(positions, 2 * self.batch_size):
+            random = SampleRandom.create(self.config.seed, indices).fork(purpose)
+            labels = split.labels[indices].to(self.device)
+            logits = self.step.validation_logits(  # type: ignore[attr-defined]
+                model, split.images(indices), labels, random=random.to(self.device)
+            )
+            found.append(logits.argmax(1).cpu())
+        return accuracy(torch.cat(found), split.labels[positions])
 
     def identity(self) -> dict[str, Any]:
         """Everything that the final weights depend on, as JSON values."""
@@ -398,29 +457,43 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "best_weights": self.best_weights,
+            "step": self.step.state() if hasattr(self.step, "state") else {},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state` returned."""
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self._restore_weights(state)
         self.best_weights = {
             name: tensor.to(self.device) for name, tensor in state["best_weights"].items()
         }
 
+    def _restore_weights(self, state: dict[str, Any]) -> None:
+        """Take up everything that an epoch changes; the learning rate stays the schedule's."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(
+            self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
+        if state["step"]:
+            self._tell("restore", state["step"])
+
     def result(self) -> TrainResult[Any]:
         """The model with its best weights, scored on the test part."""
         test = self.data.test
+        last_weights = {
+            name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()
+        }
         self.model.load_state_dict(self.best_weights)
         self.model.zero_grad(set_to_none=True)
         self.model.to(memory_format=torch.contiguous_format)
         with self._blamed():
             found = predictions(self.model, test, 2 * self.batch_size)
         report = classification_report(test.labels, found, self.data.class_names)
-        best = self.history[self.best_epoch - 1]
+        best, last = self.history[self.best_epoch - 1], self.history[-1]
         metrics = {
             "accuracy": report.accuracy,
             "accuracy_interval": list(report.interval),
@@ -434,6 +507,12 @@ class _Run:
         facts = {
             **self.facts,
             "best_epoch": self.best_epoch,
+            "last": {name: value for name, value in last.items() if name.startswith("validation_")},
+            "events": [
+                {"epoch": row["epoch"], "event": row["event"]}
+                for row in self.history
+                if "event" in row
+            ],
             "epochs_run": len(self.history),
             "seconds": seconds,
             "device": self.device.type,
@@ -446,6 +525,7 @@ class _Run:
             epochs_run=len(self.history),
             seconds=seconds,
             training=json.loads(json.dumps(facts)),
+            last_weights=last_weights,
         )
 
 

@@ -19,9 +19,27 @@ class TrainingStep(Protocol):
 
     - ``default_lr``, the peak learning rate where the settings name none.
     - ``begin_epoch(epoch, epochs)``, called before each epoch (the first is 1), a resumed one too.
+    - ``after_backward(model)``, called when the gradients of the loss lie in the parameters, and
+      before they are clipped or used: to take back what the step did to the weights, or to read
+      the gradient of something else that the loss depends on.
+    - ``after_update(model)``, called after each update of the weights and before their moving
+      average sees them: to project them.
+    - ``replays``, how many updates in a row each batch is used for; 1 without it. The epochs stay
+      passes over the data, so each then holds that many times the updates.
     - ``validation_logits(model, images, labels, *, random)``, the logits that a step wants to be
       judged by, such as those on crafted images. The best epoch is then the one with the highest
       accuracy of these, logged as ``validation_robust_accuracy`` beside the plain one.
+    - ``watched`` (with ``validation_logits`` and ``safer``), whether the step can fall into
+      catastrophic overfitting. If it is true, one training image in 20, at most 256, is set aside
+      and judged after each epoch (``watch_accuracy``). Where that accuracy falls 20 points below
+      the best so far, the epoch is undone, weights, average, momentum and the step's state, and
+      ``safer()`` makes the step harder to overfit to and returns, for the log, what it changed.
+    - ``state()`` and ``restore(state)``, what the step carries from one update to another beside
+      its parameters, as tensors and plain values in dicts and lists. It goes into the checkpoint;
+      a resumed run ends like one that was not stopped only if nothing is missing. Tensors may
+      come back on another device.
+
+    ``model`` is the bare module, whatever compiles or averages it.
 
     >>> from robustann.training import StandardStep
     >>> step: TrainingStep = StandardStep()
