@@ -7,5 +7,6 @@ to (``limits``). A training objective is a step for :func:`robustann.training.tr
 from __future__ import annotations
 
 from robustann.defenses.adversarial import AdversarialTraining
+from robustann.defenses.sanitizers import SANITIZERS, Sanitized, parse_sanitizer
 
-__all__ = ["AdversarialTraining"]
+__all__ = ["SANITIZERS", "AdversarialTraining", "Sanitized", "parse_sanitizer"]
