@@ -68,6 +68,13 @@ class AttackResult:
         """Share of all N images for which ``success`` holds."""
         return float(self.success.float().mean())
 
+    def select(self, rows: Tensor) -> AttackResult:
+        """The result of these rows alone (a mask, or positions)."""
+        names = [name for name in self.__dataclass_fields__ if name != "attack"]
+        return AttackResult(
+            **{name: getattr(self, name)[rows] for name in names}, attack=self.attack
+        )
+
     @classmethod
     def concatenate(cls, parts: list[AttackResult]) -> AttackResult:
         """The results of consecutive batches of one attack as one."""
@@ -153,8 +160,12 @@ def _check_logits(logits: Any, rows: int) -> Tensor:
     return answer
 
 
-def predict_logits(model: nn.Module, x: Tensor, *, batch_size: int = 256, seed: int = 0) -> Tensor:
+def predict_logits(
+    model: nn.Module, x: Tensor, *, batch_size: int = 256, seed: int = 0, draws: int = 1
+) -> Tensor:
     """Float32 logits (N, K) of the images, on the CPU; the model stays as it was.
+
+    Those of a randomised model may be averaged over so many ``draws``.
 
     Raises:
         DataError: ``x`` is no batch of float images.
@@ -170,7 +181,7 @@ def predict_logits(model: nn.Module, x: Tensor, *, batch_size: int = 256, seed: 
     with frozen(model, seed), torch.no_grad():
         for batch in x.split(batch_size):  # type: ignore[no-untyped-call]
             rows = _aligned_rows(len(batch)).to(device)
-            part = _check_logits(model(batch.to(device)[rows]), len(rows))[: len(batch)]
+            part = _mean_logits(model, batch.to(device)[rows], draws)[: len(batch)]
             parts.append(part.cpu())
     logits = torch.cat(parts)
     bad = int((~logits.isfinite()).any(1).sum())

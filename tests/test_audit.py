@@ -13,12 +13,14 @@ from torch import nn
 
 import robustann as ra
 from robustann.attacks import engine
-from robustann.auditing import AuditConfig, parse_gate, runner, with_gates
+from robustann.auditing import AuditConfig, parse_gate, passes, runner, with_gates
 from robustann.auditing.batching import find_batch_size
 
 THREAT = ra.ThreatModel("linf", eps=0.1)
 
 
+# The search that a share of the samples goes through at the end of the preset "quick".
+CHECK = "square:queries=200"
 NAMED = ["noise", "fgsm", "pgd:steps=20", "pgd:steps=20,loss=margin"]
 
 
@@ -71,6 +73,11 @@ def test_figures_follow_from_the_samples(result, digits):
         samples = attack.samples
         assert_scores(attack.scores, labels, samples.prediction)
         attempted = list(standing) if result.cascade else correct
+        if attack.label == CHECK:
+            drawn = [count > 0 for count in samples.forwards]
+            assert 0 < sum(drawn) < sum(attempted)
+            assert all(was for was, went in zip(attempted, drawn, strict=True) if went)
+            attempted = drawn
         assert attack.attempted == sum(attempted)
         assert [count > 0 for count in samples.forwards] == attempted
         assert attack.succeeded == sum(samples.success)
@@ -152,7 +159,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(model, digits, monke
             raise torch.OutOfMemoryError("too much")
         return genuine(attack, model, x, *args, **kwargs)
 
-    monkeypatch.setattr(runner, "run", small_memory)
+    monkeypatch.setattr(passes, "run", small_memory)
     assert lasting(ra.audit(model, digits, THREAT, **asked)) == expected
 
 

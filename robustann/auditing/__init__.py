@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robustann.auditing.gates import METRICS, parse_gate, with_gates
+from robustann.auditing.partial import forget
 from robustann.auditing.presets import PRESETS, AuditConfig, Preset, get_preset
 from robustann.auditing.rows import Cases
 from robustann.auditing.runner import Audit, Estimate, chosen_samples
@@ -16,6 +17,7 @@ __all__ = [
     "Estimate",
     "Preset",
     "chosen_samples",
+    "forget",
     "get_preset",
     "parse_gate",
     "with_gates",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,8 @@ class Stage:
 
     attack: Attack
     near: float | None = None
+    # Share of the samples that it goes to, drawn one by one.
+    share: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +35,16 @@ class Preset:
 
     In a ``cascade`` each attack goes only to the samples that still stand, and may start from the
     best image that those before it found. Otherwise every attack goes to every sample.
+
+    ``check`` is a search that owes nothing to gradients, on a share of what stands after the
+    stages. If it breaks anything, the gradients mislead: all that stands then goes through
+    ``escalation``.
     """
 
     description: str
     stages: tuple[Stage, ...]
+    check: tuple[Stage, ...] = ()
+    escalation: tuple[Stage, ...] = ()
     curve_steps: int
     explained: int
     cascade: bool = True
@@ -69,7 +78,9 @@ PRESETS: Mapping[str, Preset] = {
             Stage(MM(steps=15, rank=2)),
             *_alternating(1, 40),
         ),
-        curve_steps=10,
+        check=(Stage(Square(queries=200), share=0.1),),
+        escalation=(Stage(Square(queries=500)), *_alternating(1, 200)),
+        curve_steps=20,
         explained=32,
         queries=1000,
     ),
@@ -89,7 +100,14 @@ PRESETS: Mapping[str, Preset] = {
             *_alternating(1, 500, near=0.08),
             *_alternating(1, 500, near=0.05, p=0.1),
         ),
-        curve_steps=20,
+        check=(Stage(Square(queries=400), share=0.1),),
+        escalation=(
+            *_alternating(2, 300),
+            Stage(Square(queries=1000)),
+            *(Stage(FAB(targets=target, steps=50)) for target in range(1, 4)),
+            *_alternating(1, 500, near=0.3),
+        ),
+        curve_steps=50,
         explained=64,
     ),
     "thorough": Preset(
@@ -107,7 +125,13 @@ PRESETS: Mapping[str, Preset] = {
             *_alternating(5, 300, near=0.3),
             *_alternating(2, 2000, near=0.15),
         ),
-        curve_steps=40,
+        check=(Stage(Square(queries=1000), share=0.2),),
+        escalation=(
+            Stage(Square()),
+            *(Stage(FAB(targets=target)) for target in range(1, 4)),
+            *_alternating(3, 1000),
+        ),
+        curve_steps=200,
         explained=128,
     ),
     "autoattack": Preset(
@@ -118,14 +142,14 @@ PRESETS: Mapping[str, Preset] = {
             *(Stage(FAB(targets=target)) for target in range(1, 10)),
             Stage(Square()),
         ),
-        curve_steps=20,
+        curve_steps=50,
         explained=64,
     ),
     "autoattack-rand": Preset(
         description="AutoAttack 'rand' as published, for randomised models: APGD-CE and APGD-DLR, "
         "averaged over 20 draws",
         stages=(Stage(APGD()), Stage(APGD(loss="dlr"))),
-        curve_steps=20,
+        curve_steps=50,
         explained=64,
         draws=20,
     ),
@@ -139,7 +163,7 @@ def get_preset(name: str) -> Preset:
         UsageError: there is none of this name.
 
     >>> get_preset("quick").curve_steps
-    10
+    20
     """
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)
@@ -160,6 +184,8 @@ class AuditConfig:
         batch_size: images a batch, or ``auto``. It changes speed and memory, not the result.
         budget: propagations that an image may cost in all attacks together; None means as many
             as the attacks take. Curve and attributions come on top.
+        minutes: how long the audit may take, as an estimate: a batch is timed, and what the time
+            allows after checks and curve becomes the ``budget``. Attributions come on top.
         trust: whether to check that the evaluation can be believed, and to adapt the attacks to
             a model that would mislead them.
         curve: whether to measure robust accuracy at other eps too.
@@ -180,6 +206,7 @@ class AuditConfig:
     max_samples: int | None = None
     batch_size: int | Literal["auto"] = "auto"
     budget: int | None = None
+    minutes: float | None = None
     trust: bool = True
     curve: bool = True
     explain: bool = True
@@ -195,6 +222,13 @@ class AuditConfig:
             at_least("max_samples", self.max_samples, 1)
         if self.budget is not None:
             at_least("budget", self.budget, 1)
+        if self.minutes is not None:
+            if self.budget is not None:
+                raise UsageError(
+                    "expected a budget in propagations or in minutes, got both; give one of them"
+                )
+            if not 0 < self.minutes < math.inf:
+                raise UsageError(f"expected minutes > 0, got {self.minutes}; give more time")
         if self.batch_size != "auto":
             at_least("batch_size", self.batch_size, 1)
         if not any(not attack.control for attack in self.chosen):
@@ -219,7 +253,19 @@ class AuditConfig:
         """The attacks with the samples that they go to."""
         if self.attacks is not None:
             return tuple(Stage(attack) for attack in self.attacks)
-        stages = get_preset(self.preset).stages
+        return self._fitting(get_preset(self.preset).stages)
+
+    @property
+    def check(self) -> tuple[Stage, ...]:
+        """What a share of the samples is checked with; nothing where the attacks are named."""
+        return self._fitting(() if self.attacks is not None else get_preset(self.preset).check)
+
+    @property
+    def escalation(self) -> tuple[Stage, ...]:
+        """What follows for all that stands where the check broke something."""
+        return self._fitting(get_preset(self.preset).escalation) if self.check else ()
+
+    def _fitting(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         return tuple(stage for stage in stages if self.threat.norm in stage.attack.norms)
 
     @property

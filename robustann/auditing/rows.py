@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,40 +36,27 @@ class Cases:
 
 
 @dataclass
-class Batch:
-    """What the audit of one batch yields, one row a sample, on the CPU."""
-
-    index: Tensor
-    labels: Tensor
-    logits: Tensor
-    attacks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    # Smallest distance at which a sample is known to be broken: 0 where it is wrong already,
-    # infinity where nothing broke it.
-    distance: Tensor = field(default_factory=lambda: torch.empty(0))
-    # Forwards and backwards spent on a sample by all attacks together.
-    propagations: Tensor = field(default_factory=lambda: torch.empty(0))
-    curve_propagations: int = 0
-    # The worst image of each sample: what it is taken for, and what broke it at which distance.
-    worst_prediction: Tensor = field(default_factory=lambda: torch.empty(0))
-    broken_by: list[str | None] = field(default_factory=list)
-    broken_at: Tensor = field(default_factory=lambda: torch.empty(0))
-    explained: list[dict[str, Tensor | str]] = field(default_factory=list)
-
-
-@dataclass
 class Worst:
     """The worst image of each sample so far: the first success, else that of smallest margin."""
 
     x: Tensor
     prediction: Tensor
     margin: Tensor
+    success: Tensor
+    distance: Tensor
+    attack: list[str]
 
-    def __post_init__(self) -> None:
-        self.x = self.x.clone()
-        self.prediction, self.margin = self.prediction.clone(), self.margin.clone()
-        self.success = torch.zeros(len(self.x), dtype=torch.bool)
-        self.distance = torch.zeros(len(self.x), dtype=torch.float64)
-        self.attack = ["none"] * len(self.x)
+    @classmethod
+    def unattacked(cls, x: Tensor, prediction: Tensor, margin: Tensor) -> Worst:
+        """The originals themselves."""
+        return cls(
+            x.clone(),
+            prediction.clone(),
+            margin.clone(),
+            torch.zeros(len(x), dtype=torch.bool),
+            torch.zeros(len(x), dtype=torch.float64),
+            ["none"] * len(x),
+        )
 
     def update(self, rows: Tensor, label: str, images: Tensor, columns: dict[str, Tensor]) -> None:
         success, gap = columns["success"][rows], columns["margin"][rows]
@@ -81,6 +69,74 @@ class Worst:
             getattr(self, name)[chosen] = columns[name][chosen]
         for row in chosen.tolist():
             self.attack[row] = label
+
+
+@dataclass
+class Batch:
+    """What the audit of one batch yields, one row a sample, on the CPU.
+
+    Attributes:
+        start: place of the first row among all audited samples.
+        index: positions in the test part.
+        worst: the worst image of each sample. Between the two passes only the images of ``held``
+            rows are kept, after them none.
+        attacks: the columns of each attack by its label.
+        propagations: forwards and backwards spent on a sample by all attacks together.
+        distance: the smallest at which a sample is known to be broken: 0 where it is wrong already,
+            infinity where nothing broke it.
+        curve_propagations: spent on the curve alone.
+        seconds: spent on each attack.
+        explained: the samples to be explained, with their images.
+        finished: whether both passes are done.
+        budget: propagations that an image could cost.
+    """
+
+    start: int
+    index: Tensor
+    labels: Tensor
+    logits: Tensor
+    worst: Worst
+    propagations: Tensor
+    distance: Tensor
+    attacks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    curve_propagations: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    explained: list[dict[str, Tensor | str]] = field(default_factory=list)
+    held: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    finished: bool = False
+    budget: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def correct(self) -> Tensor:
+        """Which samples are classified correctly, unattacked."""
+        return self.logits.argmax(1) == self.labels
+
+    def park(self, rows: Tensor) -> None:
+        """Keep the worst images of ``rows`` alone."""
+        self.held, self.worst.x = rows, self.worst.x[rows].clone()
+
+    def unpark(self, x: Tensor) -> None:
+        """Take up the kept images again, beside the originals ``x`` of all others."""
+        images = x.clone()
+        images[self.held] = self.worst.x
+        self.worst.x = images
+
+    def state(self) -> dict[str, Any]:
+        """Everything as tensors and plain values; :meth:`restored` takes it back."""
+        return {**vars(self), "worst": dict(vars(self.worst))}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Batch:
+        """The batch that :meth:`state` described.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        values = {one.name: state[one.name] for one in fields(cls)}
+        return cls(**{**values, "worst": Worst(**values["worst"])})
 
 
 def empty_columns(prediction: Tensor, gap: Tensor) -> dict[str, Tensor]:

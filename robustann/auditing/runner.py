@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import datetime
-import itertools
+import json
 import math
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from robustann.attacks import PGD, Attack, Square
-from robustann.attacks.engine import check_classes, model_device, predict_logits, run
-from robustann.attacks.losses import margin
+from robustann.attacks.engine import check_classes, model_device, predict_logits
 from robustann.auditing.batching import find_batch_size, in_halves, is_out_of_memory, measure
-from robustann.auditing.presets import AuditConfig, get_preset, labelled
+from robustann.auditing.curve import DistanceStage, distance_stage
+from robustann.auditing.partial import Partial
+from robustann.auditing.passes import Passes
+from robustann.auditing.presets import AuditConfig, Stage, get_preset, labelled
 from robustann.auditing.remedies import Plan, plan, searched
-from robustann.auditing.rows import Batch, Cases, Worst, empty_columns
+from robustann.auditing.rows import Batch, Cases
 from robustann.auditing.summary import summarize
 from robustann.data import Split
 from robustann.errors import DataError, ModelError
 from robustann.findings import Finding
 from robustann.models import tensor_digest
-from robustann.progress import Advance, progress_bar
+from robustann.progress import progress_bar
 from robustann.results import AuditResult, Execution, Explanation, Provenance
 from robustann.rng import SampleRandom
 from robustann.trust import combine, diagnose, probe, review
@@ -35,6 +38,10 @@ from robustann.trust import combine, diagnose, probe, review
 _SELECTION_SEED = 20_240_229
 # Images that the trust checks look at.
 _TRUST_IMAGES = 64
+# About what their experiments cost on each.
+_TRUST_PROPAGATIONS = 600
+# Samples that the check by search goes to at the least, where there are so many.
+_LEAST_CHECKED = 32
 
 
 Explainer = Callable[[nn.Module, Cases, Sequence[str], int], Explanation]
@@ -73,17 +80,28 @@ class Audit:
         positions = self._positions(split)
         size = self._batch_size(model, split, positions, gradients=True)
         rate = measure(model, split, positions[:size], self.config.threat)
-        forwards, backwards = 1, 0
-        for attack in self.config.chosen:
-            forwards, backwards = forwards + attack.cost[0], backwards + attack.cost[1]
-        levels = sum(map(len, self._levels(split, gradients=True)))
-        forwards += levels * (self.preset.curve_steps + 2)
-        backwards += levels * self.preset.curve_steps
+        share = self._share(len(positions))
+        forwards, backwards = 1.0, 0.0
+        stages = (*self.config.stages, *self.config.check, *self.config.escalation)
+        for stage in stages:
+            goes_to = share if stage in self.config.check else 1.0
+            # A success is confirmed by a forward of its own.
+            forwards += goes_to * (stage.attack.cost[0] + 1)
+            backwards += goes_to * stage.attack.cost[1]
+        if self.config.budget is not None and forwards + backwards > self.config.budget:
+            scale = (self.config.budget + 3) / (forwards + backwards)
+            forwards, backwards = forwards * scale, backwards * scale
+        distances = self._distance_stage(split, gradients=True)
+        if distances is not None:
+            forwards, backwards = (
+                forwards + distances.cost[0],
+                backwards + distances.cost[1],
+            )
         seconds = len(positions) * (forwards * rate.forward + backwards * rate.backward)
         return Estimate(
             len(positions),
-            len(positions) * (forwards + backwards),
-            seconds,
+            math.ceil(len(positions) * (forwards + backwards)),
+            seconds if self.config.minutes is None else min(seconds, 60 * self.config.minutes),
             size,
             str(model_device(model)),
         )
@@ -99,6 +117,8 @@ class Audit:
         explainer: Explainer | None = None,
         progress: bool = False,
         command: str = "",
+        state: Path | None = None,
+        notify: Callable[[str], None] = lambda message: None,
     ) -> AuditResult:
         """Audit a model on one part of a dataset.
 
@@ -110,42 +130,78 @@ class Audit:
             explainer: computes attributions; None leaves them out.
             progress: show a bar on stderr if that is a terminal.
             command: how the audit was asked for, kept in the result.
+            state: folder for the batches that are done. What the same audit left there when it was
+                stopped is taken up; what another audit left is removed. It stays at the end, for
+                callers who save the result first: see :func:`robustann.auditing.forget`.
+            notify: told in words when a stopped audit is taken up.
 
         Raises:
             DataError: images or labels are unfit for this model.
             ModelError: the model's output is unfit.
+            UsageError: ``state`` cannot be written.
+            RobustannError: what is in ``state`` is damaged.
         """
         begin = time.perf_counter()
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         _check_fit(model, split, class_names)
         positions = self._positions(split)
+        provenance = self._provenance(model, split, positions, model_name, data_name)
+        partial = None if state is None else self._partial(state, model, provenance)
+        batches = [] if partial is None else partial.load()
+        if batches:
+            done = sum(map(len, batches))
+            notify(f"going on with a stopped audit: {done:,} of {len(positions):,} images are done")
         # A fixed random subset can be explained, so that memory does not grow with the data.
         order = torch.randperm(len(positions), generator=_generator(1))
-        candidates = set(positions[order[: self.preset.explained]].tolist())
-        seconds: dict[str, float] = {}
         sample = positions[order[:_TRUST_IMAGES]]
         made = self._plan(model, split, sample)
         size = self._batch_size(made.model, split, positions, made.gradients)
-        work = len(positions) * (1 + len(made.stages))
-        batches: list[Batch] = []
-        with progress_bar(work, wanted=progress, unit="images") as advance:
-            for start in range(0, len(positions), size):
-                batches += in_halves(
-                    lambda part: [self._batch(made, split, part, candidates, seconds, advance)],
-                    positions[start : start + size],
-                )
+        distances = self._distance_stage(split, made.gradients)
+        budget = self.config.budget
+        if self.config.minutes is not None:
+            budget = batches[0].budget if batches else None
+            if budget is None:
+                spent = time.perf_counter() - begin
+                budget = self._affordable(made, split, positions, size, distances, spent)
+        stages = labelled((*made.stages, *self._checks(len(positions)), *self.config.escalation))
+        main, checks = len(made.stages), len(self.config.check)
+        passes = Passes(
+            plan=made,
+            config=self.config,
+            split=split,
+            stages=stages[:main],
+            check=stages[main : main + checks],
+            escalation=stages[main + checks :],
+            distances=distances,
+            budget=budget,
+            candidates=frozenset(positions[order[: self.preset.explained]].tolist()),
+        )
+        self._first(passes, positions, size, batches, partial, progress)
+        escalate = any(bool(b.attacks[label]["success"].any()) for b in batches
+                       for label, _ in passes.check)  # fmt: skip
+        self._second(passes, batches, escalate, partial, progress)
+        ran = [*passes.stages, *passes.check, *(passes.escalation if escalate else ())]
+        attacks = [(label, stage.attack) for label, stage in ran]
+        if distances is not None:
+            attacks.append((distances.label, distances.named))
         explanation = None
         if explainer is not None and self.config.explain:
             cases = self._cases(batches)
             explanation = explainer(model, cases, class_names, self.config.seed)
+        if self.config.minutes is not None:
+            told = {**provenance.config, "budget": budget}
+            provenance = provenance.model_copy(update={"config": told})
+        seconds: Counter[str] = Counter()
+        for batch in batches:
+            seconds.update(batch.seconds)
         result = summarize(
             batches,
             self.config,
-            stages=labelled(made.stages),
+            attacks=attacks,
             class_names=class_names,
-            levels=list(itertools.chain(*self._levels(split, made.gradients))),
+            levels=() if distances is None else distances.levels,
             explanation=explanation,
-            provenance=self._provenance(model, split, positions, model_name, data_name),
+            provenance=provenance,
             execution=Execution(
                 command=command,
                 started=started,
@@ -158,7 +214,104 @@ class Audit:
         )
         if not self.config.trust:
             return result
-        return result.model_copy(update={"findings": self._findings(made, split, sample, result)})
+        findings = self._findings(made, split, sample, result, escalate)
+        return result.model_copy(update={"findings": findings})
+
+    def _first(
+        self,
+        passes: Passes,
+        positions: Tensor,
+        size: int,
+        batches: list[Batch],
+        partial: Partial | None,
+        progress: bool,
+    ) -> None:
+        """Run the first pass on what is not in ``batches`` yet."""
+        done = sum(map(len, batches))
+        work = (len(positions) - done) * (1 + len(passes.stages) + len(passes.check))
+
+        def work_on(part: Tensor) -> list[Batch]:
+            # Halves come in order.
+            start = sum(map(len, batches))
+            batch = passes.first(start, positions[part], advance)
+            batch.budget = passes.budget
+            if partial is not None:
+                partial.save(batch)
+            batches.append(batch)
+            return [batch]
+
+        with progress_bar(work, wanted=progress, unit="images") as advance:
+            for start in range(done, len(positions), size):
+                in_halves(work_on, torch.arange(start, min(start + size, len(positions))))
+
+    def _second(
+        self,
+        passes: Passes,
+        batches: list[Batch],
+        escalate: bool,
+        partial: Partial | None,
+        progress: bool,
+    ) -> None:
+        """Run the second pass on what has not been through it."""
+        pending = [place for place, batch in enumerate(batches) if not batch.finished]
+        each = (len(passes.escalation) if escalate else 0) + (passes.distances is not None)
+        work = each * sum(len(batches[place]) for place in pending)
+        with progress_bar(work, wanted=progress, unit="images") as advance:
+            for place in pending:
+                batches[place] = passes.second(batches[place], escalate, advance)
+                if partial is not None:
+                    partial.save(batches[place])
+
+    def _share(self, count: int) -> float:
+        """The share that is checked: as configured, and more of few samples."""
+        configured = max((stage.share for stage in self.config.check), default=0.0)
+        return min(1.0, max(configured, _LEAST_CHECKED / count)) if configured else 0.0
+
+    def _checks(self, count: int) -> tuple[Stage, ...]:
+        share = self._share(count)
+        return tuple(replace(stage, share=share) for stage in self.config.check)
+
+    def _distance_stage(self, split: Split, gradients: bool) -> DistanceStage | None:
+        if not self.config.curve:
+            return None
+        entries = math.prod(split.shape)
+        steps = self.preset.curve_steps
+        return distance_stage(self.config.threat, entries, steps=steps, gradients=gradients)
+
+    def _affordable(
+        self,
+        made: Plan,
+        split: Split,
+        positions: Tensor,
+        size: int,
+        distances: DistanceStage | None,
+        spent: float,
+    ) -> int:
+        """The propagations an image that the configured minutes allow."""
+        threat = self.config.threat
+        rate = measure(made.model, split, positions[:size], threat, made.gradients)
+        mean = (rate.forward + rate.backward) / (2 if made.gradients else 1) * made.draws
+        left = 60 * (self.config.minutes or 0.0) - spent
+        if self.config.trust:
+            left -= _TRUST_PROPAGATIONS * min(_TRUST_IMAGES, len(positions)) * mean
+        if distances is not None:
+            left -= sum(distances.cost) * len(positions) * mean
+        return max(1, int(left / (len(positions) * max(mean, 1e-12))))
+
+    def _partial(self, folder: Path, model: nn.Module, provenance: Provenance) -> Partial:
+        """Where the finished batches of this audit are kept, and what they belong to."""
+        config = self.config
+        lasting = provenance.model_dump(mode="json", exclude={"model", "data"})
+        identity = {
+            **lasting,
+            "bounds": list(config.threat.bounds),
+            "minutes": config.minutes,
+            "stages": [
+                repr(stage) for stage in (*config.stages, *config.check, *config.escalation)
+            ],
+            "device": model_device(model).type,
+        }
+        return Partial(folder, json.loads(json.dumps(identity)))
 
     def _plan(self, model: nn.Module, split: Split, sample: Tensor) -> Plan:
         """The attacks as configured, or as a first look at the model says."""
@@ -181,7 +334,7 @@ class Audit:
         )
 
     def _findings(
-        self, made: Plan, split: Split, sample: Tensor, result: AuditResult
+        self, made: Plan, split: Split, sample: Tensor, result: AuditResult, escalated: bool
     ) -> tuple[Finding, ...]:
         """What the diagnosis, small experiments and the outcomes themselves say."""
         threat = self.config.threat
@@ -200,7 +353,8 @@ class Audit:
             chance=result.chance,
             widest=threat.widest(math.prod(split.shape)),
         )
-        return searched(made.stages, combine(made.findings, probed, reviewed))
+        stages = (*made.stages, *(self.config.escalation if escalated else ()))
+        return searched(stages, combine(made.findings, probed, reviewed))
 
     def _positions(self, split: Split) -> Tensor:
         return chosen_samples(len(split), self.config.max_samples)
@@ -211,168 +365,6 @@ class Audit:
         if self.config.batch_size == "auto":
             return find_batch_size(model, split, positions, self.config.threat, gradients)
         return self.config.batch_size
-
-    def _curve_attack(self, gradients: bool) -> Attack | None:
-        attack: Attack = PGD(steps=self.preset.curve_steps, loss="margin")
-        if not gradients:
-            attack = Square(queries=20 * self.preset.curve_steps)
-        return attack if self.config.curve and self.config.threat.norm in attack.norms else None
-
-    def _levels(self, split: Split, gradients: bool) -> tuple[list[float], list[float]]:
-        """The curve's eps under the audited one, falling, and over it, rising to the widest that
-        still allows something more."""
-        threat = self.config.threat
-        channels, height, width = split.shape
-        widest = threat.widest(channels * height * width)
-        if self._curve_attack(gradients) is None or threat.eps == 0:
-            return [], []
-        below = [_rounded(threat.eps * factor) for factor in (0.75, 0.5, 0.25, 0.125)]
-        above, factor = [_rounded(threat.eps * 1.25)], 1.5
-        while above[-1] < widest:
-            above += [_rounded(threat.eps * factor), _rounded(threat.eps * factor * 4 / 3)]
-            factor *= 2
-        return below, [*(level for level in above if level < widest), widest]
-
-    def _batch(
-        self,
-        plan: Plan,
-        split: Split,
-        positions: Tensor,
-        candidates: set[int],
-        seconds: dict[str, float],
-        advance: Advance,
-    ) -> Batch:
-        model = plan.model
-        x, labels = split.images(positions).cpu(), split.labels[positions]
-        logits = predict_logits(model, x, batch_size=len(x), seed=self.config.seed)
-        advance(len(x), "clean")
-        batch = Batch(positions, labels, logits)
-        prediction = logits.argmax(1)
-        correct = prediction == labels
-        gap = -margin(logits, labels)
-        random = SampleRandom.create(self.config.seed, positions)
-        batch.distance = torch.where(correct, torch.inf, 0.0).double()
-        worst = Worst(x, prediction, gap)
-        spent = torch.zeros_like(labels)
-        for label, stage in labelled(plan.stages):
-            begin = time.perf_counter()
-            # What is not attacked keeps its prediction: the clean one, in a cascade the worst.
-            columns = empty_columns(
-                worst.prediction if self.config.cascade else prediction,
-                worst.margin if self.config.cascade else gap,
-            )
-            pending = correct & ~worst.success if self.config.cascade else correct
-            if stage.near is not None:
-                pending = pending & (worst.margin <= stage.near * gap)
-            if self.config.budget is not None:
-                pending = pending & (spent < self.config.budget)
-            rows = pending.nonzero().squeeze(1)
-            columns["attempted"][rows] = True
-            if len(rows):
-                result = run(
-                    stage.attack,
-                    model,
-                    x[rows],
-                    labels[rows],
-                    self.config.threat,
-                    random=random.select(rows).fork(label),
-                    known_correct=True,
-                    best=(worst.x[rows], worst.margin[rows]) if self.config.cascade else None,
-                    limit=None if self.config.budget is None else self.config.budget - spent[rows],
-                )
-                for name in columns.keys() - {"attempted"}:
-                    columns[name][rows] = getattr(result, name).to(columns[name].dtype)
-                spent[rows] += result.forwards + result.backwards
-                fell = torch.where(result.success, result.distance, torch.inf)
-                batch.distance[rows] = torch.minimum(batch.distance[rows], fell)
-                worst.update(rows, label, result.adversarial, columns)
-            batch.attacks[label] = columns
-            seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - begin
-            advance(len(x), label)
-        batch.propagations = spent
-        self._curve(plan, x, labels, split, random, batch, worst)
-        batch.worst_prediction = worst.prediction
-        batch.broken_by = [
-            label if success else None
-            for label, success in zip(worst.attack, worst.success.tolist(), strict=True)
-        ]
-        batch.broken_at = torch.where(worst.success, worst.distance, torch.nan)
-        kept = [row for row in range(len(x)) if int(positions[row]) in candidates]
-        if kept and self.config.explain:
-            confidence = predict_logits(model, worst.x[kept], seed=self.config.seed).softmax(1)
-            for place, row in enumerate(kept):
-                found = worst.prediction[row]
-                batch.explained.append(
-                    {
-                        "index": positions[row],
-                        "label": labels[row],
-                        "clean": x[row],
-                        "attacked": worst.x[row],
-                        "clean_prediction": prediction[row],
-                        "attacked_prediction": found,
-                        "clean_confidence": logits[row].softmax(0)[prediction[row]],
-                        "attacked_confidence": confidence[place, found],
-                        "success": worst.success[row],
-                        "distance": worst.distance[row],
-                        "attack": worst.attack[row],
-                    }
-                )
-        return batch
-
-    def _curve(
-        self,
-        plan: Plan,
-        x: Tensor,
-        labels: Tensor,
-        split: Split,
-        random: SampleRandom,
-        batch: Batch,
-        worst: Worst,
-    ) -> None:
-        """Find smaller distances for what fell, and the distance at which the rest falls.
-
-        A sample that stands at some eps stands at every smaller one (a smaller ball lies in the
-        larger), so each level goes only to the samples that it can still tell apart.
-        """
-        attack = self._curve_attack(plan.gradients)
-        if attack is None:
-            return
-        audited = self.config.threat.eps
-        broken = (batch.distance > 0) & (batch.distance <= audited)
-        standing = batch.distance > audited
-        below_levels, above_levels = self._levels(split, plan.gradients)
-        for levels, pending in ((below_levels, broken), (above_levels, standing)):
-            for level in levels:
-                below = level < audited
-                rows = (pending & (batch.distance > level)).nonzero().squeeze(1)
-                if not len(rows):
-                    if below:
-                        continue
-                    break
-                result = run(
-                    attack,
-                    plan.model,
-                    x[rows],
-                    labels[rows],
-                    self.config.threat.with_eps(level),
-                    random=random.select(rows).fork("curve", f"{level:.6g}"),
-                    known_correct=True,
-                    draws=plan.draws,
-                )
-                spent = result.forwards.sum() + result.backwards.sum()
-                batch.curve_propagations += int(spent)
-                found = torch.where(result.success, result.distance, torch.inf)
-                batch.distance[rows] = torch.minimum(batch.distance[rows], found)
-                if below:
-                    pending[rows] = result.success
-                    continue
-                # Broken within the audited eps after all: that counts.
-                columns = empty_columns(worst.prediction, worst.margin)
-                for name in ("prediction", "margin", "distance"):
-                    columns[name][rows] = getattr(result, name).to(columns[name].dtype)
-                columns["success"][rows] = result.success & (result.distance <= audited)
-                inside = rows[columns["success"][rows]]
-                worst.update(inside, "curve", result.adversarial[columns["success"][rows]], columns)
 
     def _cases(self, batches: list[Batch]) -> Cases:
         rows = [row for batch in batches for row in batch.explained]
@@ -410,6 +402,7 @@ class Audit:
                 "attacks": [attack.label for attack in config.chosen],
                 "cascade": config.cascade,
                 "budget": config.budget,
+                "minutes": config.minutes,
                 "max_samples": config.max_samples,
                 "trust": config.trust,
                 "curve": config.curve,
@@ -457,8 +450,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return str(device)
-
-
-def _rounded(eps: float) -> float:
-    """To six digits, as results are written: a level means the same after a round trip."""
-    return float(f"{eps:.6g}")

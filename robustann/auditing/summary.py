@@ -11,7 +11,8 @@ from torch import Tensor
 
 from robustann.attacks import Attack
 from robustann.attacks.losses import margin
-from robustann.auditing.presets import AuditConfig, Stage
+from robustann.auditing.curve import curve_levels
+from robustann.auditing.presets import AuditConfig
 from robustann.auditing.rows import Batch
 from robustann.metrics import classification_report, wilson_interval
 from robustann.results import (
@@ -35,14 +36,18 @@ def summarize(
     batches: Sequence[Batch],
     config: AuditConfig,
     *,
-    stages: Sequence[tuple[str, Stage]],
+    attacks: Sequence[tuple[str, Attack]],
     class_names: Sequence[str],
     levels: Sequence[float],
     explanation: Explanation | None,
     provenance: Provenance,
     execution: Execution,
 ) -> AuditResult:
-    """Join the batches, in order, and compute every figure of the result from their rows."""
+    """Join the batches, in order, and compute every figure of the result from their rows.
+
+    ``attacks`` come with their labels, in the order in which they ran; ``levels`` are the eps of
+    the curve that were attacked as such.
+    """
     labels = torch.cat([batch.labels for batch in batches])
     logits = torch.cat([batch.logits for batch in batches])
     distance = torch.cat([batch.distance for batch in batches])
@@ -51,16 +56,18 @@ def summarize(
 
     standing = correct.clone()
     outcomes = []
-    for label, stage in stages:
+    for label, attack in attacks:
         columns = {
             name: torch.cat([batch.attacks[label][name] for batch in batches])
             for name in batches[0].attacks[label]
         }
         added = int((columns["success"] & standing).sum())
         standing &= ~columns["success"]
-        outcomes.append(_outcome(stage.attack, label, columns, labels, added, class_names))
+        outcomes.append(_outcome(attack, label, columns, labels, added, class_names))
 
-    worst = torch.cat([batch.worst_prediction for batch in batches])
+    worst = torch.cat([batch.worst.prediction for batch in batches])
+    broken = torch.cat([batch.worst.success for batch in batches])
+    broken_by = itertools.chain(*(batch.worst.attack for batch in batches))
     threat = config.threat
     return AuditResult(
         threat=Threat(
@@ -86,12 +93,17 @@ def summarize(
         worst_case=WorstCase(
             scores=_scores(labels, worst, class_names),
             prediction=_ints(worst),
-            broken_by=tuple(itertools.chain(*(batch.broken_by for batch in batches))),
-            distance=_floats(torch.cat([batch.broken_at for batch in batches])),
+            broken_by=tuple(
+                label if fell else None
+                for label, fell in zip(broken_by, broken.tolist(), strict=True)
+            ),
+            distance=_floats(torch.where(broken, distance, torch.nan)),
             propagations=_ints(torch.cat([batch.propagations for batch in batches])),
         ),
         cascade=config.cascade,
-        curve=_curve(correct, distance, [0.0, threat.eps, *levels], 1 / len(class_names)),
+        curve=_curve(
+            correct, distance, threat.eps, levels if config.curve else None, 1 / len(class_names)
+        ),
         curve_propagations=sum(batch.curve_propagations for batch in batches),
         explanation=explanation,
         provenance=provenance,
@@ -142,12 +154,12 @@ def _outcome(
 
 
 def _curve(
-    correct: Tensor, distance: Tensor, levels: Sequence[float], chance: float
+    correct: Tensor, distance: Tensor, audited: float, levels: Sequence[float] | None, chance: float
 ) -> tuple[CurvePoint, ...]:
     """Robust accuracy at each eps, up to the first beyond the audited one at or under chance."""
     points = []
-    audited = levels[1]
-    for eps in sorted(set(levels)):
+    drawn = {0.0, audited} if levels is None else curve_levels(distance, audited, levels)
+    for eps in sorted(drawn):
         standing = int((correct & (distance > eps)).sum())
         share = standing / len(correct)
         points.append(
