@@ -9,20 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustann.attacks.base import Attack
-from robustann.attacks.engine import craft
+from robustann.defenses.steps import AttackStep
 from robustann.errors import UsageError
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 
 
-class AdversarialTraining:
+class AdversarialTraining(AttackStep):
     """Training on images that an attack has just crafted (Madry et al., ICLR 2018).
 
     Minimises the cross-entropy of the worst image that ``attack`` finds within ``threat``, as a
     step for :func:`robustann.training.train`. The attack works against the model in eval mode with
     frozen parameters; its last proposal counts, whether it fools the model or not. Validation,
-    hence the choice of the epoch, uses the same attack at the full radius: by clean accuracy an
-    early, unprotected epoch would win.
+    hence the choice of the epoch, is at the full radius.
 
     Helps in the norm and up to the radius that it trains with. Known not to help in other norms
     (Tramer and Boneh, NeurIPS 2019: a model robust in one norm falls in another), beyond the
@@ -38,6 +37,9 @@ class AdversarialTraining:
         eps_warmup_epochs: epochs over which the radius grows to the full one. From a large radius
             (MNIST, linf 0.3) training may never leave chance level. None takes a third of the
             epochs.
+        validation_attack: what validation uses; None takes ``attack`` if it has ten steps or more,
+            else ten steps of PGD.
+        watch: look out for catastrophic overfitting if ``attack`` takes a single gradient step.
 
     Raises:
         UsageError: the attack does not know the norm, a targeted threat, or a value out of range.
@@ -52,17 +54,7 @@ class AdversarialTraining:
     """
 
     name: ClassVar[str] = "adversarial-training"
-    # At the 0.1 of plain training, MNIST at linf 0.3 fell back to chance level.
-    default_lr: ClassVar[float] = 0.05
     paper: ClassVar[str] = "https://arxiv.org/abs/1706.06083"
-    helps: ClassVar[tuple[str, ...]] = (
-        "white-box and black-box attacks in the norm trained with, up to the radius trained with",
-    )
-    limits: ClassVar[tuple[str, ...]] = (
-        "attacks in other norms",
-        "radii larger than the one trained with",
-        "faults in the weights",
-    )
 
     def __init__(
         self,
@@ -72,90 +64,53 @@ class AdversarialTraining:
         label_smoothing: float = 0.0,
         mix: float = 0.0,
         eps_warmup_epochs: int | None = None,
+        validation_attack: Attack | None = None,
+        watch: bool = True,
     ) -> None:
-        attack.check(threat)
-        if threat.targeted:
-            raise UsageError(
-                "expected an untargeted threat model for adversarial training, got a targeted one; "
-                "leave targeted=False"
-            )
+        super().__init__(
+            attack,
+            threat,
+            eps_warmup_epochs=eps_warmup_epochs,
+            validation_attack=validation_attack,
+            watch=watch,
+        )
         for what, value in (("label_smoothing", label_smoothing), ("mix", mix)):
-            if not 0 <= value < 1:
-                raise UsageError(f"{what}: expected a number from 0 to below 1, got {value!r}")
-        if eps_warmup_epochs is not None and eps_warmup_epochs < 0:
-            raise UsageError(
-                f"eps_warmup_epochs: expected at least 0 or None, got {eps_warmup_epochs!r}"
-            )
-        self.attack = attack
-        self.threat = threat
+            check_share(what, value)
         self.label_smoothing = label_smoothing
         self.mix = mix
-        self.eps_warmup_epochs = eps_warmup_epochs
-        self._current = threat
 
     def parameters(self) -> dict[str, Any]:
         """The attack, the threat model and the settings, as JSON values."""
         return {
-            "attack": self.attack.name,
-            **{f"attack.{name}": value for name, value in self.attack.parameters.items()},
-            "norm": self.threat.norm,
-            "eps": self.threat.eps,
-            "bounds": list(self.threat.bounds),
+            **super().parameters(),
             "label_smoothing": self.label_smoothing,
             "mix": self.mix,
-            "eps_warmup_epochs": self.eps_warmup_epochs,
         }
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set the radius for this epoch, the first being 1.
-
-        >>> from robustann.attacks import PGD
-        >>> step = AdversarialTraining(PGD(), ThreatModel("linf", 0.3), eps_warmup_epochs=2)
-        >>> step.begin_epoch(1, 10)
-        >>> round(step.eps, 3)
-        0.1
-        """
-        warmup = self.eps_warmup_epochs
-        if warmup is None:
-            warmup = epochs // 3
-        share = min(1.0, epoch / (warmup + 1))
-        self._current = self.threat.with_eps(self.threat.eps * share)
-
-    @property
-    def eps(self) -> float:
-        """The radius of the present epoch."""
-        return self._current.eps
-
-    def __call__(
+    def crafted(
         self, model: nn.Module, images: Tensor, labels: Tensor, *, random: SampleRandom
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss on the crafted images and their logits (N, K).
-
-        Args:
-            model: in training mode; maps images in [0, 1] to logits.
-            images: float (N, C, H, W) in [0, 1].
-            labels: int64 (N,).
-            random: one stream a sample.
-        """
+    ) -> Tensor:
+        """The last proposals of the attack, behind the share that stays clean."""
         clean = round(self.mix * len(images))
         rows = torch.arange(clean, len(images), device=images.device)
-        crafted = craft(
-            self.attack,
-            model,
-            images[clean:],
-            labels[clean:],
-            self._current,
-            random=random.select(rows),
-        )
-        logits = model(torch.cat([images[:clean], crafted]))
+        crafted = super().crafted(model, images[clean:], labels[clean:], random=random.select(rows))
+        return torch.cat([images[:clean], crafted])
+
+    def loss(
+        self, model: nn.Module, images: Tensor, crafted: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The cross-entropy on the crafted images, and their logits (N, K)."""
+        logits = model(crafted)
+        # Under bf16 autocast the logits are too coarse for a logarithm.
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         return loss, logits
 
-    def validation_logits(
-        self, model: nn.Module, images: Tensor, labels: Tensor, *, random: SampleRandom
-    ) -> Tensor:
-        """The logits (N, K) on images crafted at the full radius; arguments as above."""
-        crafted = craft(self.attack, model, images, labels, self.threat, random=random)
-        with torch.no_grad():
-            logits: Tensor = model(crafted)
-        return logits
+
+def check_share(what: str, value: float) -> None:
+    """Refuse a number outside [0, 1).
+
+    Raises:
+        UsageError: with what was expected and what came.
+    """
+    if not 0 <= value < 1:
+        raise UsageError(f"{what}: expected a number from 0 to below 1, got {value!r}")
