@@ -7,6 +7,28 @@ to (``limits``). A training objective is a step for :func:`robustann.training.tr
 from __future__ import annotations
 
 from robustann.defenses.adversarial import AdversarialTraining
+from robustann.defenses.awp import AdversarialWeightPerturbation
+from robustann.defenses.fast import FastAdversarialTraining, NoisyFastAdversarialTraining
+from robustann.defenses.free import FreeAdversarialTraining
+from robustann.defenses.ibp import IBPTraining
+from robustann.defenses.noise_training import NoiseTraining
 from robustann.defenses.sanitizers import SANITIZERS, Sanitized, parse_sanitizer
+from robustann.defenses.steps import AdversarialStep, StepWrapper
+from robustann.defenses.trades import MART, TRADES
 
-__all__ = ["SANITIZERS", "AdversarialTraining", "Sanitized", "parse_sanitizer"]
+__all__ = [
+    "MART",
+    "SANITIZERS",
+    "TRADES",
+    "AdversarialStep",
+    "AdversarialTraining",
+    "AdversarialWeightPerturbation",
+    "FastAdversarialTraining",
+    "FreeAdversarialTraining",
+    "IBPTraining",
+    "NoiseTraining",
+    "NoisyFastAdversarialTraining",
+    "Sanitized",
+    "StepWrapper",
+    "parse_sanitizer",
+]

@@ -10,11 +10,27 @@ from __future__ import annotations
 
 from robustann.certificates.intervals import interval_bounds, margin_bounds
 from robustann.certificates.linf import LinfCertificate, certify_linf, crossed
+from robustann.certificates.smoothing import (
+    CurvePoint,
+    Smoothed,
+    SmoothingCertificate,
+    certified_radius,
+    certify,
+    lower_confidence,
+    predict,
+)
 
 __all__ = [
+    "CurvePoint",
     "LinfCertificate",
+    "Smoothed",
+    "SmoothingCertificate",
+    "certified_radius",
+    "certify",
     "certify_linf",
     "crossed",
     "interval_bounds",
+    "lower_confidence",
     "margin_bounds",
+    "predict",
 ]
