@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from robustann.defenses.adversarial import AdversarialTraining
 from robustann.defenses.awp import AdversarialWeightPerturbation
+from robustann.defenses.clipping import BitErrorTraining, WeightClipping
 from robustann.defenses.fast import FastAdversarialTraining, NoisyFastAdversarialTraining
 from robustann.defenses.free import FreeAdversarialTraining
+from robustann.defenses.guard import WeightGuard
 from robustann.defenses.ibp import IBPTraining
 from robustann.defenses.noise_training import NoiseTraining
 from robustann.defenses.sanitizers import SANITIZERS, Sanitized, parse_sanitizer
+from robustann.defenses.seal import Manifest, changed_tensors, seal_model, verify_model
 from robustann.defenses.steps import AdversarialStep, StepWrapper
 from robustann.defenses.trades import MART, TRADES
 
@@ -23,12 +26,19 @@ __all__ = [
     "AdversarialStep",
     "AdversarialTraining",
     "AdversarialWeightPerturbation",
+    "BitErrorTraining",
     "FastAdversarialTraining",
     "FreeAdversarialTraining",
     "IBPTraining",
+    "Manifest",
     "NoiseTraining",
     "NoisyFastAdversarialTraining",
     "Sanitized",
     "StepWrapper",
+    "WeightClipping",
+    "WeightGuard",
+    "changed_tensors",
     "parse_sanitizer",
+    "seal_model",
+    "verify_model",
 ]

@@ -33,6 +33,16 @@ class ModelError(RobustannError):
     """The model cannot be used: a damaged file, a mismatch with the data, no gradients."""
 
 
+class RefusedError(RobustannError):
+    """A model is refused: it is not the one that was sealed, or nothing vouches that it is.
+
+    >>> RefusedError("altered").exit_code
+    4
+    """
+
+    exit_code: ClassVar[int] = 4
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Error for a name that is not among ``known``, with the nearest one as a suggestion.
 
