@@ -1,0 +1,1 @@
+"""Hardening: what makes a model harder to attack, measured."""
