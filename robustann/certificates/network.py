@@ -254,8 +254,18 @@ _LAYERS: dict[type[nn.Module], Callable[..., Any]] = {
 class _OwnForward(fx.Tracer):
     """Records what one module's own code does; its children are single calls."""
 
+    proxy_buffer_attributes = True
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            known = [*self.root.buffers(), *vars(self.root).values()]
+            # It would be recorded as a constant, though it may be another one each time.
+            if not any(a is tensor for tensor in known):
+                raise TypeError("forward makes a tensor of its own; register it as a buffer")
+        return super().create_arg(a)
 
 
 # What a forward may call, by the name under which it is handled.
@@ -278,13 +288,17 @@ _CONSTANT_METHODS = {"size", "dim", "view", "reshape", "unsqueeze", "to"}
 
 
 def _traced(module: nn.Module, value: V, domain: Domain[V], path: str) -> V:
+    training = module.training
     try:
+        module.training = False
         graph = _OwnForward().trace(module)
     # A forward is anyone's code: it may raise anything when it meets a placeholder.
     except Exception as error:
         raise _unsupported(
             path, module, f"cannot be followed by torch.fx ({type(error).__name__}: {error})"
         ) from error
+    finally:
+        module.training = training
     found: dict[fx.Node, Any] = {}
     taken = False
     for node in graph.nodes:
