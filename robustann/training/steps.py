@@ -28,7 +28,8 @@ class TrainingStep(Protocol):
       passes over the data, so each then holds that many times the updates.
     - ``validation_logits(model, images, labels, *, random)``, the logits that a step wants to be
       judged by, such as those on crafted images. The best epoch is then the one with the highest
-      accuracy of these, logged as ``validation_robust_accuracy`` beside the plain one.
+      accuracy of these, logged as ``validation_robust_accuracy`` beside the plain one. They are
+      asked for on at most 2000 validation images, spread evenly.
     - ``watched`` (with ``validation_logits`` and ``safer``), whether the step can fall into
       catastrophic overfitting. If it is true, one training image in 20, at most 256, is set aside
       and judged after each epoch (``watch_accuracy``). Where that accuracy falls 20 points below
