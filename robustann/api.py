@@ -6,7 +6,9 @@ their floors.)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from robustann.attacks import Attack, AttackResult, parse_attack
 from robustann.attacks import engine as _engine
 from robustann.auditing import Audit, AuditConfig
+from robustann.auditing import forget as _forget
 from robustann.data import ImageData, Split, tensor_split
 from robustann.errors import UsageError
 from robustann.models import ImageClassifier
@@ -91,10 +94,12 @@ def audit(
     max_samples: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
     budget: int | None = None,
+    minutes: float | None = None,
     trust: bool = True,
     curve: bool = True,
     explain: bool = True,
     class_names: Sequence[str] | None = None,
+    state: str | os.PathLike[str] | None = None,
     progress: bool = False,
     model_name: str | None = None,
     data_name: str | None = None,
@@ -116,11 +121,16 @@ def audit(
             it.
         budget: propagations that an image may cost in all attacks together; None means as many as
             the preset takes.
+        minutes: how long the audit may take, as an estimate from one timed batch; attributions come
+            on top.
         trust: whether to check that the evaluation can be believed (``result.findings``,
             ``result.believable``), and to adapt the attacks to a model that would mislead them.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
         class_names: for data that brings none.
+        state: folder for the batches that are done. Stopped, even killed, the audit goes on from
+            there when it is called again with the same arguments; the folder is removed at the
+            end.
         progress: show a bar on stderr if that is a terminal.
         model_name: shown in the report, as are ``data_name`` and ``command``.
 
@@ -145,12 +155,14 @@ def audit(
         max_samples=max_samples,
         batch_size=batch_size,
         budget=budget,
+        minutes=minutes,
         trust=trust,
         curve=curve,
         explain=explain,
     )
     split, names, found_name = _resolve(model, data, class_names)
-    return Audit(config).run(
+    folder = None if state is None else Path(state)
+    result = Audit(config).run(
         model,
         split,
         class_names=names,
@@ -159,7 +171,11 @@ def audit(
         explainer=_explain,
         progress=progress,
         command=command,
+        state=folder,
     )
+    if folder is not None:
+        _forget(folder)
+    return result
 
 
 def _resolve(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from robustann.attacks import Square
+from robustann.attacks import Attack, Square
+from robustann.attacks.rays import RayS
 from robustann.auditing.presets import Stage
 from robustann.findings import Finding
 from robustann.threat import ThreatModel
@@ -39,29 +41,63 @@ class LogProbabilities(nn.Module):
 @dataclass(frozen=True)
 class Plan:
     """What to attack, with what, averaged over how many draws, whether there are gradients to
-    follow; and what was found, with what was done about it."""
+    follow; what was found, with what was done about it; and the forwards and backwards of single
+    images that finding it took."""
 
     model: nn.Module
     stages: tuple[Stage, ...]
     draws: int
     gradients: bool
     findings: tuple[Finding, ...]
+    propagations: int = 0
+
+    def fitting(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Those of further stages that can run: none by gradients where there are none."""
+        return tuple(
+            stage for stage in stages if self.gradients or stage.attack.access != "white-box"
+        )
 
 
-def searched(stages: Sequence[Stage], findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The findings of the whole audit, where its own search from scratch answers one of them."""
-    queries = [
-        stage.attack.queries
-        for stage in stages
-        if isinstance(stage.attack, Square) and stage.attack.start != "best"
-    ]
+def searched(
+    stages: Sequence[Stage],
+    findings: Sequence[Finding],
+    *,
+    robust_accuracy: float = 1.0,
+    chance: float = 0.0,
+) -> tuple[Finding, ...]:
+    """The findings of the whole audit, where its own searches answer one of them.
+
+    A search from scratch answers that gradient attacks were beaten by one. It answers missing
+    gradients only where the searches, alone or together, leave a ``robust_accuracy`` of no more
+    than ``chance``: what withstands a search proves little.
+
+    >>> from robustann.trust.checks import conclude
+    >>> missing = conclude("gradient-missing", True, "No image has a gradient.")
+    >>> stages = [Stage(Square(queries=1000))]
+    >>> [searched(stages, [missing], robust_accuracy=left, chance=0.1)[0].remedy is not None
+    ...  for left in (0.05, 0.3)]
+    [True, False]
+    """
+    queries = [stage.attack.queries for stage in stages if _from_scratch(stage.attack)]
     if not queries:
         return tuple(findings)
-    remedy = f"The worst case includes a search from scratch, {max(queries)} queries an image."
+    done = {
+        "black-box-wins": f"The worst case includes a search from scratch, {max(queries)} queries "
+        "an image.",
+    }
+    if robust_accuracy <= chance:
+        done["gradient-missing"] = (
+            f"Searches without gradients, {max(queries)} queries an image, left no more than "
+            "guessing would get right."
+        )
     return tuple(
-        one.remedied(remedy) if one.check == "black-box-wins" and one.verdict == "fail" else one
+        one.remedied(done[one.check]) if one.verdict == "fail" and one.check in done else one
         for one in findings
     )
+
+
+def _from_scratch(attack: Attack) -> TypeGuard[Square | RayS]:
+    return isinstance(attack, (Square, RayS)) and attack.start != "best"
 
 
 def plan(
@@ -76,10 +112,12 @@ def plan(
 ) -> Plan:
     """Adapt an audit to what the diagnosis says.
 
-    A randomised model is averaged (EOT), probabilities are attacked through their logarithm, and
-    where gradients are missing or mislead, a search from scratch without gradients, of so many
-    ``queries`` an image, is added. ``fixed`` keeps the attacks as they are, since the caller named
-    them.
+    A randomised model is averaged (EOT), and probabilities are attacked through their logarithm.
+    Where gradients are missing or mislead, where the model optimises while it predicts, and where
+    predictions hang on the batch, a search from scratch by scores, of so many ``queries`` an
+    image, is added; where gradients are missing, also one that needs the predicted class alone,
+    of as many, and attacks by gradients are left out. ``fixed`` keeps the attacks as they are,
+    since the caller named them.
     """
     done: dict[str, str] = {}
     attacked = model
@@ -97,18 +135,51 @@ def plan(
             "hold for the average."
         )
     chosen = tuple(stages)
-    search = Square(queries=queries)
-    searches = not fixed and threat.norm in search.norms
+    added: list[str] = []
     if diagnosis.gradient_missing and not fixed:
         chosen = tuple(stage for stage in stages if stage.attack.access != "white-box")
-    if searches and (diagnosis.gradient_missing or diagnosis.gradient_unreliable):
-        chosen = (*chosen, Stage(search))
-        # Where gradients are missing altogether the search stands alone, and what withstands it
-        # proves little: that check stays failed.
-        for check in ("gradient-mismatch", "gradient-shattered"):
-            done[check] = f"A search without gradients, {queries} queries an image, was added."
+    suspect = (
+        diagnosis.gradient_missing
+        or diagnosis.gradient_unreliable
+        or diagnosis.dynamic
+        or diagnosis.batch_dependent
+    )
+    searches: dict[Attack, str] = {Square(queries=queries): "by scores"} if suspect else {}
+    if diagnosis.gradient_missing:
+        searches[RayS(queries=queries)] = "by the predicted class alone"
+    for search, how in searches.items():
+        if not fixed and threat.norm in search.norms:
+            chosen = (*chosen, Stage(search))
+            added.append(f"{how} ({search.label})")
+    told = f"Searches without gradients were added: {', '.join(added)}."
+    if added:
+        for check in (
+            "gradient-mismatch", "gradient-shattered", "dynamic-defense", "batch-dependent"
+        ):  # fmt: skip
+            done[check] = told
     findings = tuple(
         one.remedied(done[one.check]) if one.verdict == "fail" and one.check in done else one
         for one in diagnosis.findings
     )
-    return Plan(attacked, chosen, draws, not diagnosis.gradient_missing, findings)
+    if added and diagnosis.gradient_missing:
+        # The searches stand alone there. That check stays failed, unless next to nothing stands:
+        # see :func:`searched`.
+        findings = tuple(
+            one.model_copy(
+                update={
+                    "explanation": f"{one.explanation} {told} What withstands them alone proves "
+                    "little."
+                }
+            )
+            if one.check == "gradient-missing"
+            else one
+            for one in findings
+        )
+    return Plan(
+        attacked,
+        chosen,
+        draws,
+        not diagnosis.gradient_missing,
+        findings,
+        diagnosis.propagations,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -63,9 +64,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--budget",
-    type=click.IntRange(min=1),
-    metavar="NUMBER",
-    help="Propagations that an image may cost in all attacks together.  [default: the preset's]",
+    metavar="NUMBER|TIME",
+    help="Propagations that an image may cost in all attacks together, or the time that the audit "
+    "may take, such as 90s, 10min or 2h.  [default: the preset's]",
 )
 @click.option(
     "--trust/--no-trust",
@@ -105,6 +106,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Compare the lower end of the 95 % interval, or the figure.",
 )
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Start anew. Otherwise an audit that was stopped goes on when it is run again.",
+)
 @click.option("--dry-run", is_flag=True, help="Time one batch and say what the audit will cost.")
 @seed_option
 @device_option
@@ -122,7 +128,7 @@ def audit(
     attacks: tuple[str, ...],
     max_samples: int | None,
     batch_size: str,
-    budget: int | None,
+    budget: str | None,
     trust: bool,
     strict: bool,
     curve: bool,
@@ -130,6 +136,7 @@ def audit(
     output_dir: Path | None,
     fail_under: tuple[str, ...],
     gate_on: Literal["lower", "point"],
+    fresh: bool,
     dry_run: bool,
     seed: int,
     device: str | None,
@@ -144,7 +151,7 @@ def audit(
           --attack pgd:steps=100,restarts=5 --fail-under robust_accuracy=0.40
     """
     from robustann.attacks import parse_attack
-    from robustann.auditing import Audit, AuditConfig, parse_gate, with_gates
+    from robustann.auditing import Audit, AuditConfig, forget, parse_gate, with_gates
     from robustann.reports.explain import explain as explanations
 
     if strict and not trust:
@@ -153,6 +160,7 @@ def audit(
     demands: dict[str, float] = {}
     for metric, threshold in map(parse_gate, fail_under):
         demands[metric] = max(threshold, demands.get(metric, threshold))
+    propagations, minutes = _budget(budget)
     config = AuditConfig(
         threat=read_threat(norm, eps),
         preset=preset,
@@ -160,12 +168,14 @@ def audit(
         seed=seed,
         max_samples=max_samples,
         batch_size=_batch_size(batch_size),
-        budget=budget,
+        budget=propagations,
+        minutes=minutes,
         trust=trust,
         curve=curve,
         explain=explain,
     )
     folder = output_dir or Path("runs", f"audit-{model_path.stem}")
+    state = folder / "unfinished"
     check_model_file(model_path)
     if not dry_run:
         check_targets(*(folder / name for name in ("results.json", "samples.csv", "report.html")))
@@ -176,6 +186,8 @@ def audit(
             _in_words(Audit(config).estimate(model, data.test, class_names=data.class_names))
         )
         return 0
+    if fresh:
+        forget(state)
     result = Audit(config).run(
         model,
         data.test,
@@ -185,9 +197,12 @@ def audit(
         explainer=explanations,
         progress=not quiet,
         command=shlex.join(["robustann", *sys.argv[1:]]),
+        state=state,
+        notify=lambda message: None if quiet else click.echo(message, err=True),
     )
     result = with_gates(result, demands, gate_on)
     result.save(folder)
+    forget(state)
     if not quiet:
         click.echo(verdict(result))
         click.echo(f"report: {folder / 'report.html'}")
@@ -213,6 +228,27 @@ def _batch_size(text: str) -> int | Literal["auto"]:
         raise click.BadParameter(
             f"expected a number or 'auto', got '{text}'", param_hint="--batch-size"
         ) from None
+
+
+def _budget(text: str | None) -> tuple[int | None, float | None]:
+    """Propagations, or minutes: one of them, or neither."""
+    if text is None:
+        return None, None
+    number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = text.strip()[len(number) :].strip()
+    per_minute = {"s": 1 / 60, "min": 1.0, "h": 60.0}
+    try:
+        if not unit and int(number) >= 1:
+            return int(number), None
+        if unit in per_minute and 0 < float(number) < math.inf:
+            return None, float(number) * per_minute[unit]
+    except ValueError:
+        pass
+    raise click.BadParameter(
+        f"expected propagations an image such as 300, or a time such as 90s, 10min or 2h, got "
+        f"'{text}'",
+        param_hint="--budget",
+    )
 
 
 def _in_words(estimate: Estimate) -> str:

@@ -50,7 +50,11 @@ def _run() -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else DONE
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\ninterrupted; finished files are whole, nothing else was written", err=True)
+        click.echo(
+            "\ninterrupted; finished files are whole. An audit goes on when it is run again, "
+            "training with --resume",
+            err=True,
+        )
         return INTERRUPTED
     except click.ClickException as error:
         error.show()

@@ -1,0 +1,230 @@
+"""Audits that are stopped, killed or short of time: nothing is lost, and nothing changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import robustann as ra
+from robustann.auditing import Audit, AuditConfig, passes
+from robustann.auditing.passes import Passes
+from robustann.cli.audit import _budget
+
+THREAT = ra.ThreatModel("linf", eps=0.1)
+ASKED = {"preset": "quick", "max_samples": 80, "batch_size": 16}
+
+
+def lasting(result: ra.AuditResult) -> dict:
+    values = json.loads(result.to_json())
+    del values["execution"]
+    return values
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model_file, digits) -> dict:
+    return lasting(ra.audit(ra.load_model(model_file), digits, THREAT, **ASKED))
+
+
+def stop_after(monkeypatch, pass_name: str, calls: int) -> list[int]:
+    """Make the pass fail after so many batches; the list grows with each that was begun."""
+    genuine, begun = getattr(Passes, pass_name), []
+
+    def stopping(self, *args):
+        begun.append(1)
+        if len(begun) > calls:
+            raise StoppedError
+        return genuine(self, *args)
+
+    monkeypatch.setattr(Passes, pass_name, stopping)
+    return begun
+
+
+@pytest.mark.parametrize("where", ["first", "second"])
+def test_a_stopped_audit_goes_on_and_ends_the_same(
+    where, model, digits, tmp_path, monkeypatch, undisturbed
+):
+    state = tmp_path / "state"
+    with monkeypatch.context() as patch:
+        stop_after(patch, where, 3)
+        with pytest.raises(StoppedError):
+            ra.audit(model, digits, THREAT, **ASKED, state=state)
+    assert len(list(state.iterdir())) == (3 if where == "first" else 5)
+    with monkeypatch.context() as patch:
+        begun = stop_after(patch, where, 99)
+        # Another batch size makes no difference either.
+        again = ra.audit(model, digits, THREAT, **{**ASKED, "batch_size": 7}, state=state)
+    left = -(-(80 - 48) // 7) if where == "first" else 2
+    assert len(begun) == left
+    assert lasting(again) == undisturbed
+    assert not state.exists()
+
+
+def test_an_error_within_an_attack_loses_that_batch_alone(
+    model, digits, tmp_path, monkeypatch, undisturbed
+):
+    genuine, calls = passes.run, []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return genuine(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "run", failing)
+        with pytest.raises(KeyboardInterrupt):
+            ra.audit(model, digits, THREAT, **ASKED, state=tmp_path / "state")
+    assert list((tmp_path / "state").iterdir())
+    assert (
+        lasting(ra.audit(model, digits, THREAT, **ASKED, state=tmp_path / "state")) == undisturbed
+    )
+
+
+def test_what_another_audit_left_is_not_taken_up(model, digits, tmp_path, monkeypatch, undisturbed):
+    state = tmp_path / "state"
+    with monkeypatch.context() as patch:
+        stop_after(patch, "first", 2)
+        with pytest.raises(StoppedError):
+            ra.audit(model, digits, THREAT, **ASKED, seed=1, state=state)
+    own = state / "notes.txt"
+    own.write_text("mine")
+    told = []
+    config = AuditConfig(threat=THREAT, **ASKED, explain=False)
+    Audit(config).run(
+        model, digits.test, class_names=digits.class_names, state=state, notify=told.append
+    )
+    assert told == []
+    # Nothing but its own files is removed.
+    assert lasting(ra.audit(model, digits, THREAT, **ASKED, state=state)) == undisturbed
+    assert [path.name for path in state.iterdir()] == ["notes.txt"]
+
+
+def test_a_damaged_state_is_told(model, digits, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    with monkeypatch.context() as patch:
+        stop_after(patch, "first", 1)
+        with pytest.raises(StoppedError):
+            ra.audit(model, digits, THREAT, **ASKED, state=state)
+    path = state / "batch-00000000.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ra.RobustannError, match="remove the folder"):
+        ra.audit(model, digits, THREAT, **ASKED, state=state)
+
+
+def test_killed_on_the_command_line_it_goes_on_when_run_again(model_file, tmp_path):
+    command = [
+        sys.executable, "-m", "robustann", "audit", "--model", str(model_file), "--eps", "0.1",
+        "--preset", "standard", "--batch-size", "8", "--max-samples", "64", "--no-explain",
+        "--output-dir", str(tmp_path / "audit"),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    state = tmp_path / "audit" / "unfinished"
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(state.glob("*.pt"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    kept = len(list(state.glob("*.pt")))
+    assert kept >= 2
+    assert not (tmp_path / "audit" / "results.json").exists()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert f"going on with a stopped audit: {8 * kept} of 64 images are done" in again.stderr
+    assert not state.exists()
+    fresh = subprocess.run([*command, "--fresh"], env=environment, capture_output=True, text=True)
+    assert fresh.returncode == 0
+    assert "going on" not in fresh.stderr
+
+
+def test_minutes_become_a_budget_that_is_told_and_kept(model, digits):
+    short = ra.audit(
+        model, digits, THREAT, minutes=0.02, curve=False, explain=False, trust=False, **ASKED
+    )
+    budget = short.provenance.config["budget"]
+    assert isinstance(budget, int)
+    assert budget >= 1
+    assert max(short.worst_case.propagations) <= budget + 2
+    long = ra.audit(
+        model, digits, THREAT, minutes=600, curve=False, explain=False, trust=False, **ASKED
+    )
+    assert long.provenance.config["budget"] > 10_000
+    with pytest.raises(ra.UsageError, match="got both"):
+        ra.audit(model, digits, THREAT, minutes=1, budget=10)
+    with pytest.raises(ra.UsageError, match="minutes > 0"):
+        ra.audit(model, digits, THREAT, minutes=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("300", (300, None)), ("90s", (None, 1.5)), ("10 min", (None, 10.0)), ("2h", (None, 120.0))],
+)
+def test_budget_in_words(text, expected):
+    assert _budget(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "ten", "5days", "-3min", "1e400h", "nan min", "2.5"])
+def test_budget_that_means_nothing(text):
+    import click
+
+    with pytest.raises(click.BadParameter, match="such as 300"):
+        _budget(text)
+
+
+class Deceptive(torch.nn.Module):
+    """Gradients that lead away from the boundary, logits that tell the truth."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return 2 * logits.detach() - logits
+
+
+def test_a_search_that_breaks_something_escalates(model, digits):
+    asked = {"max_samples": 60, "explain": False, "curve": False, "trust": False, "preset": "quick"}
+    plain = ra.audit(model, digits, THREAT, **asked)
+    assert plain.attacks[-1].label == "square:queries=200"
+    deceived = ra.audit(Deceptive(model), digits, THREAT, **asked)
+    labels = [attack.label for attack in deceived.attacks]
+    check = labels.index("square:queries=200")
+    assert deceived.attacks[check].succeeded > 0
+    assert labels[check + 1] == "square:queries=500"
+    assert deceived.attacks[check].attempted < deceived.attacks[check + 1].attempted
+    assert deceived.attacks[check + 1].succeeded > 0
+    assert deceived.robust_accuracy <= plain.robust_accuracy + 0.05
+
+
+def test_a_randomised_model_is_averaged_in_the_cascade(model, digits, monkeypatch):
+    class Noisy(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x + 0.1 * torch.randn_like(x))
+
+    genuine, draws = passes.run, []
+
+    def noting(*args, **kwargs):
+        draws.append(kwargs["draws"])
+        return genuine(*args, **kwargs)
+
+    monkeypatch.setattr(passes, "run", noting)
+    ra.audit(Noisy(model), digits, THREAT, preset="quick", max_samples=16, explain=False)
+    assert set(draws) == {20}
