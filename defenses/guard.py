@@ -254,8 +254,8 @@ class WeightGuard(BaseModel):
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the top level"
             raise ModelError(
-                f"expected the ranges of a guard in '{path}', but at {place:.80}: {first['msg']}; "
-                "record them again from a model that is whole"
+                f"expected the ranges of a guard in '{path}', but at {place!r:.80}: "
+                f"{first['msg']}; record them again from a model that is whole"
             ) from error
 
     def _judged(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

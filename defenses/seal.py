@@ -157,8 +157,8 @@ class Manifest(BaseModel):
             place = ".".join(str(part) for part in first["loc"]) or "the top level"
             raise RefusedError(
                 f"expected a manifest of schema version {SCHEMA_VERSION} in '{path}', but at "
-                f"{place:.80}: {first['msg']:.200}; it vouches for nothing. Seal the model again "
-                "from a copy that you trust"
+                f"{_shown(place)}: {first['msg']:.200}; it vouches for nothing. Seal a copy of "
+                "the model that you trust again"
             ) from error
 
 
@@ -303,7 +303,7 @@ def verify_model(path: PathLike, manifest: Manifest, *, key: bytes | None = None
             changes.append("weight file: its header is damaged, no tensor can be read from it")
         else:
             changed = sorted(found)
-            changes += [f"tensor {name}: {found[name]}" for name in changed]
+            changes += [f"tensor {_shown(name)}: {found[name]}" for name in changed]
         if not changes:
             changes.append("weight file: its header was altered, but all tensors are the same")
     changes += _changed_sidecar(sidecar, manifest)
@@ -415,7 +415,8 @@ def _changed_in_file(content: bytes, manifest: Manifest) -> dict[str, str] | Non
             found[name] = "removed" if entry is None else "added"
         elif (entry.dtype, entry.shape) != (sealed.dtype, sealed.shape):
             found[name] = (
-                f"{entry.dtype}{list(entry.shape)} instead of {sealed.dtype}{list(sealed.shape)}"
+                f"{entry.dtype}{list(entry.shape)} instead of "
+                f"{_shown(sealed.dtype)}{list(sealed.shape)}"
             )
         elif not _same(_digest(layout.content(content, name)), sealed.sha256):
             found[name] = "other values"
@@ -436,6 +437,11 @@ def _sign(manifest: Manifest, key: bytes) -> str:
     facts: Mapping[str, Any] = manifest.model_dump(mode="json", exclude={"signature"})
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hmac.new(key, _PURPOSE + text.encode(), hashlib.sha256).hexdigest()
+
+
+def _shown(text: str) -> str:
+    # Whoever altered a file chose the names in it: no control characters for a terminal.
+    return text if text.isprintable() and len(text) <= 100 else f"{text!a:.100}"
 
 
 def _same(one: str, other: str) -> bool:
