@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
 from robustann.reports.filters import interval, percent, plain, significant
-from robustann.reports.views import in_255ths
+from robustann.reports.views import in_255ths, spent
 from robustann.results import AuditResult, CurvePoint, Interval
 
 
@@ -104,33 +104,14 @@ def curve(result: AuditResult) -> Markup:
     def x(eps: float) -> float:
         return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * math.pow(eps / last, power), 2)
 
-    def y(share: float) -> float:
-        return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share, 2)
-
-    left, right, top, bottom = x(0), x(last), y(1), y(0)
-    shapes = []
-    for tenth in range(0, 101, 25):
-        level = y(tenth / 100)
-        shapes += [
-            _tag("line", class_="grid", x1=left, x2=right, y1=level, y2=level),
-            _tag("text", f"{tenth} %", class_="tick end", x=left - 8, y=level + 5),
-        ]
-    for tick in _ticks(last * per_unit, power, doubling=unit != ""):
-        place = x(tick / per_unit)
-        label = f"{significant(tick)}{unit if tick else ''}"
-        shapes += [
-            _tag("line", class_="grid", x1=place, x2=place, y1=bottom, y2=bottom + 5),
-            _tag("text", label, class_="tick middle", x=place, y=bottom + 22),
-        ]
-    shapes.append(
-        _tag(
-            "text",
-            f"eps ({plain(threat.norm, 20)}{', square-root scale' if power < 1 else ''})",
-            class_="axis middle",
-            x=(left + right) / 2,
-            y=_HEIGHT - 8,
-        )
-    )
+    y = _height
+    ticks = {
+        x(tick / per_unit): f"{significant(tick)}{unit if tick else ''}"
+        for tick in _ticks(last * per_unit, power, doubling=unit != "")
+    }
+    scale = ", square-root scale" if power < 1 else ""
+    left, right, top = x(0), x(last), y(1)
+    shapes = _frame(y, ticks, f"eps ({plain(threat.norm, 20)}{scale})")
     band = [(x(p.eps), y(p.interval.high)) for p in points]
     band += [(x(p.eps), y(p.interval.low)) for p in reversed(points)]
     line = [(x(p.eps), y(p.robust_accuracy)) for p in points]
@@ -139,15 +120,8 @@ def curve(result: AuditResult) -> Markup:
     side = "end" if audited > (left + right) / 2 else "start"
     shapes += [
         _tag("polygon", class_="band", points=_path(band)),
-        _tag("line", class_="chance", x1=left, x2=right, y1=y(result.chance), y2=y(result.chance)),
-        _tag(
-            "text",
-            f"chance {percent(result.chance)}",
-            class_="note start",
-            x=left + 6,
-            y=y(result.chance) - 6,
-        ),
-        _tag("line", class_="audited", x1=audited, x2=audited, y1=top - 8, y2=bottom),
+        *_chance(result, y),
+        _tag("line", class_="audited", x1=audited, x2=audited, y1=top - 8, y2=y(0)),
         _tag(
             "text",
             f"audited eps {plain(threat.eps_text, 20)}",
@@ -168,6 +142,72 @@ def curve(result: AuditResult) -> Markup:
         class_="curve",
         viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
     )
+
+
+def effort(result: AuditResult) -> Markup:
+    """Robust accuracy over the propagations that the attacks had spent on an image, on a
+    logarithmic scale.
+
+    >>> effort.__name__
+    'effort'
+    """
+    points = spent(result)
+    last = max(points[-1][0], 2)
+
+    def x(propagations: float) -> float:
+        share = math.log(max(propagations, 1.0)) / math.log(last)
+        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * share, 2)
+
+    y = _height
+    decades = range(math.floor(math.log10(last)) + 1)
+    ticks = {x(10.0**decade): significant(10.0**decade) for decade in decades}
+    corners: list[tuple[float, float]] = []
+    for propagations, share in points:
+        # It stays as it was until the next image falls.
+        corners += [(x(propagations), corners[-1][1])] if corners else []
+        corners.append((x(propagations), y(share)))
+    return _svg(
+        "Robust accuracy over propagations spent",
+        "; ".join(f"{propagations}: {percent(share)}" for propagations, share in points),
+        *_frame(y, ticks, "propagations an image, logarithmic scale"),
+        *_chance(result, y),
+        _tag("polyline", class_="line", points=_path(corners)),
+        class_="curve",
+        viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
+    )
+
+
+def _height(share: float) -> float:
+    return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share, 2)
+
+
+def _frame(y: Callable[[float], float], ticks: Mapping[float, str], axis: str) -> list[Markup]:
+    """Levels of accuracy, ticks below them, and what the ticks mean."""
+    left, right, bottom = _LEFT, _WIDTH - _RIGHT, y(0)
+    shapes = []
+    for level in range(0, 101, 25):
+        height = y(level / 100)
+        shapes += [
+            _tag("line", class_="grid", x1=left, x2=right, y1=height, y2=height),
+            _tag("text", f"{level} %", class_="tick end", x=left - 8, y=height + 5),
+        ]
+    for place, label in ticks.items():
+        shapes += [
+            _tag("line", class_="grid", x1=place, x2=place, y1=bottom, y2=bottom + 5),
+            _tag("text", label, class_="tick middle", x=place, y=bottom + 22),
+        ]
+    middle = (left + right) / 2
+    shapes.append(_tag("text", axis, class_="axis middle", x=middle, y=_HEIGHT - 8))
+    return shapes
+
+
+def _chance(result: AuditResult, y: Callable[[float], float]) -> list[Markup]:
+    left, height = _LEFT, y(result.chance)
+    says = f"chance {percent(result.chance)}"
+    return [
+        _tag("line", class_="chance", x1=left, x2=_WIDTH - _RIGHT, y1=height, y2=height),
+        _tag("text", says, class_="note start", x=left + 6, y=height - 6),
+    ]
 
 
 def _point(point: CurvePoint, x: float, y: float) -> Markup:

@@ -298,3 +298,32 @@ def reading(drift: Drift) -> str:
     if attacked.n < 20:
         text += f" With {attacked.n} samples this is no more than a hint."
     return text
+
+
+def spent(result: AuditResult, limit: int = 60) -> list[tuple[int, float]]:
+    """Propagations that the attacks had spent on an image, and the share that then still stood.
+
+    Starts with the clean accuracy at the first propagation; at most ``limit`` steps.
+    """
+    price = {attack.label: attack.samples for attack in result.attacks}
+    order = list(price)
+    fell = []
+    for row, label in enumerate(result.worst_case.broken_by):
+        if label in price:
+            before = order[: order.index(label) + 1]
+            fell.append(sum(price[one].forwards[row] + price[one].backwards[row] for one in before))
+    fell.sort()
+    standing = correct(result.clean)
+    steps = [(1, standing / result.n)]
+    for place, propagations in enumerate(fell):
+        left = (standing - place - 1) / result.n
+        if propagations == steps[-1][0]:
+            steps[-1] = (propagations, left)
+        else:
+            steps.append((propagations, left))
+    end = max((*result.worst_case.propagations, steps[-1][0]))
+    if len(steps) > limit:
+        # The first and the last are always among them.
+        kept = {round(i * (len(steps) - 1) / (limit - 1)) for i in range(limit)}
+        steps = [steps[place] for place in sorted(kept)]
+    return [*steps, (end, steps[-1][1])] if end > steps[-1][0] else steps

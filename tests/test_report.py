@@ -430,6 +430,7 @@ def test_sections_stand_in_the_order_of_their_files() -> None:
         "trust",
         "attacks",
         "curve",
+        "effort",
         "classes",
         "confusion",
         "gallery",
@@ -438,6 +439,26 @@ def test_sections_stand_in_the_order_of_their_files() -> None:
         "definitions",
         "provenance",
     ]
+
+
+def test_effort_falls_from_clean_to_the_worst_case_at_the_cost_of_each_fall() -> None:
+    result = make_result()
+    steps = views.spent(result)
+    assert steps[0] == (1, pytest.approx(result.clean_accuracy))
+    assert steps[-1] == (
+        max(result.worst_case.propagations),
+        pytest.approx(result.robust_accuracy),
+    )
+    assert [share for _, share in steps] == sorted((share for _, share in steps), reverse=True)
+    costs = [
+        sum(a.samples.forwards[row] + a.samples.backwards[row]
+            for a in result.attacks[: [b.label for b in result.attacks].index(label) + 1])
+        for row, label in enumerate(result.worst_case.broken_by) if label is not None
+    ]  # fmt: skip
+    for propagations, share in steps:
+        fallen = sum(cost <= propagations for cost in costs)
+        assert share == pytest.approx(result.clean_accuracy - fallen / result.n, abs=1e-6)
+    assert len(views.spent(result, limit=3)) <= 4
 
 
 def test_findings_stand_above_the_results_and_say_what_to_do() -> None:
@@ -604,6 +625,9 @@ def test_hostile_strings_change_nothing() -> None:
                     }
                 )
                 for a in plain.attacks
+            ),
+            "worst_case": plain.worst_case.model_copy(
+                update={"broken_by": tuple(by and by + bad for by in plain.worst_case.broken_by)}
             ),
             "explanation": Explanation(
                 rule=bad,
