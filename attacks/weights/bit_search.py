@@ -6,6 +6,11 @@ images, and can flip chosen bits of the weights in memory (Rowhammer). In each r
 every tensor are ranked by the gradient of the loss; the best of each tensor is tried by a forward
 pass; the one of the largest loss stays flipped.
 
+The paper's loss is cross-entropy, which goes on growing for images that are lost already. The
+margin between the largest wrong logit and the right one, capped once it is won, spends no flip on
+them and needs fewer: 43 and 73 instead of more than 100 on the digits (two seeds), 52 instead of
+64 on MNIST (small-cnn). It is the default.
+
 The weights are 8-bit fixed point as in :mod:`robustann.attacks.weights.quantization`, whose
 unsigned codes are offset binary. In the paper they are two's complement: the same bits but for the
 inverted top one, so each flip moves a weight as far there.
