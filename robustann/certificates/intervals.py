@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustann.certificates.network import Affine, Domain, walk
@@ -75,7 +76,9 @@ class Intervals(Domain[Box]):
 
     def relu(self, x: Box, slope: float) -> Box:
         self.inputs.append(x)
-        lower, upper = (torch.maximum(end, slope * end) for end in (x.lower, x.upper))
+        lower, upper = (
+            F.leaky_relu(end, slope) if slope else end.relu() for end in (x.lower, x.upper)
+        )
         box = Box((upper + lower) / 2, (upper - lower) / 2)
         # A closed ReLU is exact, a leaky one rounds its product.
         return self._rounded(box) if slope else box
