@@ -398,6 +398,17 @@ def test_the_first_flip_is_the_best_of_all_in_a_linear_model() -> None:
     assert found.total_bits == 32
 
 
+def test_no_bit_is_flipped_twice_and_the_search_ends_with_the_bits() -> None:
+    # Black images: no flip changes any answer, so the target is out of reach.
+    model = linear([[1.0], [0.0]])
+    images, labels = torch.zeros(6, 1, 1, 1), torch.zeros(6, dtype=torch.int64)
+    found = progressive_bit_search(model, images, labels, attack_size=2, target=0, max_flips=50)
+    assert not found.reached
+    assert found.accuracy == 1
+    assert len(found.flips) == found.total_bits == 16
+    assert len({(flip.index, flip.bit) for flip in found.flips}) == 16
+
+
 def test_both_losses_bring_the_model_down(model: nn.Module, digits: ImageData) -> None:
     for loss in ("margin", "cross-entropy"):
         found = progressive_bit_search(model, digits.test, loss=loss, target=0.9, max_flips=40)
