@@ -206,6 +206,75 @@ class Explanation(_Value):
     drift: tuple[Drift, ...]
 
 
+class DefenseUsed(_Value):
+    """A defense, and what it says of itself: where it helps, and where it is known not to."""
+
+    name: str
+    label: str
+    kind: Literal["objective", "wrapper", "sanitizer"]
+    paper: str
+    helps: tuple[str, ...]
+    limits: tuple[str, ...]
+
+
+class HardeningStage(_Value):
+    """The model at one point of its hardening; ``believable`` is the audit's own verdict."""
+
+    name: str
+    clean_accuracy: Number
+    clean_interval: Interval
+    robust_accuracy: Number
+    robust_interval: Interval
+    believable: bool
+
+
+class Paired(_Value):
+    """The same samples before and after: how many were right both times, only before (``lost``),
+    only after (``gained``), or never.
+
+    ``p`` is McNemar's exact one, two-sided: how likely so uneven a split of lost and gained is if
+    nothing changed. ``difference`` is after minus before, with its 95 % interval (Agresti and Min,
+    2005).
+    """
+
+    both: int
+    lost: int
+    gained: int
+    neither: int
+    difference: Number
+    interval: Interval
+    p: Number
+
+
+class AttackerWay(_Value):
+    """Robust accuracy behind sanitizers against one kind of attacker."""
+
+    name: str
+    words: str
+    robust_accuracy: Number
+    interval: Interval
+
+
+class Hardening(_Value):
+    """What defenses did to a model: audits of the same samples with the same seeds, before,
+    between and after, each through the defense.
+
+    ``ways`` are the five kinds of attackers that sanitizers were measured against;
+    ``sanitizer_verdict`` sums them up. ``robust`` counts a sample behind sanitizers as robust only
+    if it withstood all of these too.
+    """
+
+    defenses: tuple[DefenseUsed, ...]
+    stages: tuple[HardeningStage, ...]
+    clean: Paired
+    robust: Paired
+    robust_accuracy: Number
+    robust_interval: Interval
+    ways: tuple[AttackerWay, ...] = ()
+    sanitizer_verdict: str | None = None
+    training: dict[str, str | int | float | bool | None] = {}
+
+
 class Gate(_Value):
     """A demand on a figure: ``value`` (the interval's lower bound or the point) >= threshold."""
 
@@ -279,7 +348,9 @@ class AuditResult(_Value):
     worst_case: WorstCase
     curve: tuple[CurvePoint, ...]
     curve_propagations: int
+    trust_propagations: int = 0
     explanation: Explanation | None
+    hardening: Hardening | None = None
     findings: tuple[Finding, ...] = ()
     gates: tuple[Gate, ...] = ()
     provenance: Provenance
@@ -367,11 +438,13 @@ class AuditResult(_Value):
 
     @property
     def propagations(self) -> int:
-        """Forwards plus backwards, summed over samples: clean pass, attacks and curve."""
+        """Forwards plus backwards, summed over samples: clean pass, attacks, curve and trust
+        checks."""
         return (
             self.n
             + sum(attack.forwards + attack.backwards for attack in self.attacks)
             + self.curve_propagations
+            + self.trust_propagations
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo import ZOO, Quantised, Saturated
 
 import robustann as ra
-from robustann.attacks import FGSM, PGD
+from robustann.attacks import FGSM, PGD, engine
 from robustann.attacks.engine import predict_logits
 from robustann.defenses import AdversarialTraining
 from robustann.errors import DataError
@@ -282,6 +282,41 @@ def test_probes_on_missing_gradients(undefended: nn.Module, digits: ra.ImageData
     )
     assert failed(none) == {"black-box-wins"}
     assert sum(one.verdict == "not run" for one in none) == 8
+
+
+class Counted(nn.Module):
+    """A network that counts the images it is shown and the gradients it gives."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.spent = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        self.spent += len(x)
+        if logits.requires_grad:
+            logits.register_hook(self._back)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _back(self, gradient: Tensor) -> None:
+        self.spent += len(gradient)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_probes_count_what_they_cost(
+    gradients: bool,
+    undefended: nn.Module,
+    digits: ra.ImageData,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Without padding every image counts.
+    monkeypatch.setattr(engine, "ALIGNMENT", 1)
+    x, labels = some(digits, 20)
+    model = Counted(undefended)
+    found = probe(model, x, labels, LINF, random=streams(20), queries=30, gradients=gradients)
+    assert found.propagations == model.spent
+    assert found.propagations > (1000 if gradients else 100)
 
 
 def test_silent_success_is_looked_for_on_the_attacks_own_path(

@@ -2,8 +2,8 @@
 
 from robustann.trust.checks import CHECKS, Check, combine
 from robustann.trust.diagnosis import Diagnosis, diagnose
-from robustann.trust.probing import probe
+from robustann.trust.probing import Probed, probe
 from robustann.trust.reviewing import review, surrogate_agrees
 
-__all__ = ["CHECKS", "Check", "Diagnosis", "combine", "diagnose", "probe", "review",
+__all__ = ["CHECKS", "Check", "Diagnosis", "Probed", "combine", "diagnose", "probe", "review",
            "surrogate_agrees"]  # fmt: skip

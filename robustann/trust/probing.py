@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,28 @@ _GRADIENT_CHECKS = (
 )
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What :func:`probe` found: iterates over its findings.
+
+    Attributes:
+        findings: one a check, ``not run`` where the norm or the model does not allow it.
+        propagations: forwards and backwards of single images spent.
+
+    >>> len(Probed((not_run("noise-wins", "No images."),), propagations=3))
+    1
+    """
+
+    findings: tuple[Finding, ...]
+    propagations: int
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+
 def probe(
     model: nn.Module,
     x: Tensor,
@@ -50,7 +73,7 @@ def probe(
     queries: int = 200,
     draws: int = 1,
     gradients: bool = True,
-) -> tuple[Finding, ...]:
+) -> Probed:
     """Run small experiments that a working attack passes, on a few images.
 
     About 500 propagations for an image that stands throughout, far fewer for one that falls.
@@ -68,7 +91,7 @@ def probe(
         gradients: False where the model is known to have none: only the random search runs.
 
     Returns:
-        One finding a check, ``not run`` where the norm or the model does not allow it.
+        The findings, and what they cost.
 
     Raises:
         DataError: images or labels are unfit.
@@ -88,10 +111,11 @@ def probe(
     rows = (logits.argmax(1) == labels.cpu()).nonzero().squeeze(1)[:images]
     names = (*_GRADIENT_CHECKS, "black-box-wins")
     if not len(rows):
-        return tuple(not_run(name, "No image was classified correctly.") for name in names)
+        none = (not_run(name, "No image was classified correctly.") for name in names)
+        return Probed(tuple(none), len(logits))
     if threat.eps == 0 or threat.norm not in PGD.norms:
         why = f"Its attacks do not apply to {threat.norm} with eps {threat.eps_text}."
-        return tuple(not_run(name, why) for name in names)
+        return Probed(tuple(not_run(name, why) for name in names), len(logits))
     x, labels = x[rows.to(x.device)], labels[rows.to(labels.device)]
     device = model_device(model)
     trial = _Trial(
@@ -107,11 +131,12 @@ def probe(
     findings = [not_run(name, "The model has no usable gradient.") for name in _GRADIENT_CHECKS]
     if gradients:
         findings, broken = _gradient_checks(trial, clean, logits.shape[1], attack or MM())
-    return (*findings, _black_box(trial, broken, queries))
+    findings = [*findings, _black_box(trial, broken, queries)]
+    return Probed(tuple(findings), len(logits) + trial.propagations)
 
 
 class _Trial:
-    """The images, and how attacks are run on them."""
+    """The images, how attacks are run on them, and the propagations that they cost."""
 
     def __init__(
         self,
@@ -124,6 +149,7 @@ class _Trial:
     ) -> None:
         self.model, self.x, self.labels = model, x, labels
         self.threat, self.random, self.draws = threat, random, draws
+        self.propagations = 0
 
     def run(
         self,
@@ -135,7 +161,7 @@ class _Trial:
     ) -> AttackResult:
         held = torch.arange(len(self.x)) if rows is None else rows
         here = held.to(self.x.device)
-        return run(
+        result = run(
             attack,
             self.model,
             self.x[here],
@@ -146,6 +172,8 @@ class _Trial:
             limit=None if limit is None else torch.full((len(held),), limit),
             draws=self.draws,
         )
+        self.propagations += int(result.forwards.sum() + result.backwards.sum())
+        return result
 
 
 def _gradient_checks(
@@ -219,6 +247,8 @@ def _silent(trial: _Trial, base: PGD, full: AttackResult) -> Finding:
         random=streams.to(trial.x.device),
     )
     end = predict_logits(trial.model, last.cpu(), seed=streams.seed).argmax(1)
+    # A forward and a backward a step, and the look at the end.
+    trial.propagations += len(last) * (2 * base.steps + 1)
     return lost_on_the_way(full.success.tolist(), (end != trial.labels.cpu()).tolist())
 
 
