@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robustann.api import attack, audit
+    from robustann.api import attack, audit, harden
     from robustann.attacks import (
         APGD,
         FAB,
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
         Square,
         UniformNoise,
     )
-    from robustann.data import ImageData, load_data, tensor_split
+    from robustann.data import ImageData, from_arrays, load_data, tensor_split
     from robustann.errors import DataError, ModelError, RobustannError, UsageError
+    from robustann.hardening import HardenResult
     from robustann.models import create_model, load_model, save_model
     from robustann.results import AuditResult
     from robustann.threat import ThreatModel
@@ -45,6 +46,7 @@ __all__ = [
     "AttackResult",
     "AuditResult",
     "DataError",
+    "HardenResult",
     "ImageData",
     "ModelError",
     "RobustannError",
@@ -58,6 +60,8 @@ __all__ = [
     "attack",
     "audit",
     "create_model",
+    "from_arrays",
+    "harden",
     "load_data",
     "load_model",
     "save_model",
@@ -68,7 +72,7 @@ __all__ = [
 # Where each name lives. Looked up on first use: importing torch takes seconds, and
 # ``robustann --help`` needs none of it.
 _HOMES = {
-    "robustann.api": ("attack", "audit"),
+    "robustann.api": ("attack", "audit", "harden"),
     "robustann.attacks": (
         "APGD",
         "FAB",
@@ -80,8 +84,9 @@ _HOMES = {
         "Square",
         "UniformNoise",
     ),
-    "robustann.data": ("ImageData", "load_data", "tensor_split"),
+    "robustann.data": ("ImageData", "from_arrays", "load_data", "tensor_split"),
     "robustann.errors": ("DataError", "ModelError", "RobustannError", "UsageError"),
+    "robustann.hardening": ("HardenResult",),
     "robustann.models": ("create_model", "load_model", "save_model"),
     "robustann.results": ("AuditResult",),
     "robustann.threat": ("ThreatModel",),

@@ -6,8 +6,9 @@ their floors.)
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,14 +20,17 @@ from robustann.attacks import engine as _engine
 from robustann.auditing import Audit, AuditConfig
 from robustann.auditing import forget as _forget
 from robustann.data import ImageData, Split, tensor_split
-from robustann.errors import UsageError
+from robustann.errors import UsageError, unknown_name
+from robustann.hardening import HardenResult
+from robustann.hardening.harden import harden as _harden
 from robustann.models import ImageClassifier
 from robustann.reports.explain import explain as _explain
 from robustann.rng import SampleRandom
+from robustann.threat import ThreatModel
+from robustann.training import TrainConfig
 
 if TYPE_CHECKING:
     from robustann.results import AuditResult
-    from robustann.threat import ThreatModel
 
 
 def attack(
@@ -176,6 +180,104 @@ def audit(
     if folder is not None:
         _forget(folder)
     return result
+
+
+def harden(
+    model: nn.Module | str,
+    data: ImageData,
+    threat: ThreatModel | None = None,
+    defenses: Sequence[Any] = ("adversarial-training",),
+    preset: str = "standard",
+    *,
+    training: TrainConfig | None = None,
+    seed: int = 0,
+    max_samples: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    budget: int | None = None,
+    trust: bool = True,
+    curve: bool = True,
+    explain: bool = True,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    model_name: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    command: str = "robustann.harden(...)",
+    notify: Callable[[str], None] = lambda message: None,
+    **settings: Any,
+) -> HardenResult:
+    """Harden a model, and audit it before and after: same samples, same seeds, through the defense.
+
+    Args:
+        model: a module that maps images in [0, 1] to logits, whose copy is trained on from where it
+            stands; or the name of an architecture, which is trained from scratch, once plainly to
+            compare with and once with the defenses.
+        data: its training part trains, its validation part chooses, its test part is audited; see
+            :func:`robustann.load_data` and :func:`robustann.from_arrays`.
+        threat: what the attacker may do, in training and in the audits; None takes linf 8/255.
+        defenses: names with options such as ``"trades:beta=6"``, ``"weight-clipping:w_max=0.1"`` or
+            ``"jpeg:quality=75"`` (``robustann list defenses`` has them), training steps, or
+            sanitizers: at most one training objective, any wrappers, any sanitizers in order.
+        preset: of the audits.
+        training: how to train; ``settings`` replace single ones (``epochs=5, lr=0.01``).
+        seed: of everything random.
+        max_samples: audit so many samples of the test part.
+        batch_size: images a batch of the audits.
+        budget: propagations that an image may cost in the attacks.
+        trust: whether the audits check that they can be believed.
+        curve: whether to measure robust accuracy at other eps too.
+        explain: whether to compute attributions.
+        device: where to train.
+        progress: show bars on stderr if that is a terminal.
+        model_name: shown in the reports, as is ``command``.
+        checkpoint: where training keeps its state, to go on from there if it is stopped.
+        notify: told in words what begins.
+
+    Returns:
+        The model, both audits, and what changed; ``result.save(folder)`` writes them. The report
+        of ``result.after`` holds the comparison.
+
+    Raises:
+        UsageError: a wrong name or option, or defenses that do not go together.
+        DataError: the data is unfit for this model.
+        ModelError: the model does not fit the data, or has nothing to train.
+
+    >>> from robustann.data import load_data
+    >>> result = harden(
+    ...     "small-cnn", load_data("digits"), defenses=["bit-depth:bits=3"], preset="quick",
+    ...     epochs=1, max_samples=20, explain=False, curve=False
+    ... )
+    >>> [stage.name for stage in result.comparison.stages]
+    ['before', 'after']
+    """
+    config = AuditConfig(
+        threat=threat or ThreatModel("linf", 8 / 255),
+        preset=preset,
+        seed=seed,
+        max_samples=max_samples,
+        batch_size=batch_size,
+        budget=budget,
+        trust=trust,
+        curve=curve,
+        explain=explain,
+    )
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name in settings:
+        if name not in known:
+            raise unknown_name("training setting", name, known)
+    return _harden(
+        model,
+        data,
+        config,
+        (defenses,) if isinstance(defenses, str) else defenses,
+        training=dataclasses.replace(training or TrainConfig(seed=seed), **settings),
+        device=device,
+        explainer=_explain,
+        model_name=model_name,
+        progress=progress,
+        command=command,
+        notify=notify,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+    )
 
 
 def _resolve(

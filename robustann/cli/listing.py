@@ -10,9 +10,9 @@ import click
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["attacks", "models", "datasets", "presets"]))
+@click.argument("what", type=click.Choice(["attacks", "defenses", "models", "datasets", "presets"]))
 def listing(what: str) -> None:
-    """Show what there is: attacks with their options, models, datasets or presets.
+    """Show what there is: attacks and defenses with their options, models, datasets or presets.
 
     \b
     Example:
@@ -20,6 +20,7 @@ def listing(what: str) -> None:
     """
     for name, description in {
         "attacks": _attacks,
+        "defenses": _defenses,
         "models": _models,
         "datasets": _datasets,
         "presets": _presets,
@@ -39,6 +40,15 @@ def _attacks() -> Iterator[tuple[str, str]]:
     yield "art:NAME[:OPTION=VALUE]", "An attack of the Adversarial Robustness Toolbox, judged here."
     for name, facts in ART_ATTACKS.items():
         yield f"  art:{name}", f"{facts.access}; {', '.join(sorted(facts.norms))}"
+
+
+def _defenses() -> Iterator[tuple[str, str]]:
+    from robustann.defenses.registry import defense_options
+
+    for name, (kind, facts, options) in defense_options().items():
+        yield name, f"{kind}; helps against {'; '.join(facts)}"
+        for option, default in options.items():
+            yield f"  {name}:{option}={default}", ""
 
 
 def _models() -> Iterator[tuple[str, str]]:

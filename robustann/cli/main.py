@@ -11,6 +11,7 @@ import click
 from robustann import __version__
 from robustann.cli.attack import attack
 from robustann.cli.audit import audit
+from robustann.cli.harden import harden
 from robustann.cli.listing import listing
 from robustann.cli.report import report
 from robustann.cli.train import train
@@ -35,7 +36,7 @@ def cli() -> None:
     """
 
 
-for command in (train, attack, audit, report, listing):
+for command in (train, attack, audit, harden, report, listing):
     cli.add_command(command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustann.data.arrays import tensor_split
 from robustann.data.augmentation import Augmentation
-from robustann.data.loading import DATASETS, ImageData, load_data
+from robustann.data.loading import DATASETS, ImageData, from_arrays, load_data
 from robustann.data.splits import Split, StreamSplit, TensorSplit
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Split",
     "StreamSplit",
     "TensorSplit",
+    "from_arrays",
     "load_data",
     "tensor_split",
 ]

@@ -203,6 +203,39 @@ def _in_three(
     return ImageData(name, train, validation, test, tuple(names), augmentation)
 
 
+def from_arrays(
+    images: Any,
+    labels: Any,
+    *,
+    class_names: Sequence[str] | None = None,
+    name: str = "images",
+    augmentation: Augmentation | None = None,
+) -> ImageData:
+    """A dataset from images (N, C, H, W) in [0, 1] and N integer labels.
+
+    A fifth is kept for testing and a tenth of the rest for validation, stratified by class and
+    always the same ones.
+
+    Args:
+        images: tensor or array, floating point in [0, 1] or unsigned bytes.
+        labels: integers from 0.
+        class_names: one a class; None takes the numbers.
+        name: what to call the data.
+        augmentation: of the training part; None leaves it as it is.
+
+    Raises:
+        DataError: images or labels are unfit, or a class has too few images for three parts.
+
+    >>> data = from_arrays(torch.rand(30, 1, 4, 4), torch.arange(30) % 3)
+    >>> len(data.train), len(data.validation), len(data.test), data.class_names
+    (21, 3, 6, ('0', '1', '2'))
+    """
+    split = tensor_split(images, labels, num_classes=len(class_names) if class_names else None)
+    highest = int(split.labels.max()) if len(split) else 0
+    names = class_names or [str(number) for number in range(highest + 1)]
+    return _in_three(name, {"train": split}, names, augmentation or Augmentation())
+
+
 def _digits() -> ImageData:
     from sklearn.datasets import load_digits
 

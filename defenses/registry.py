@@ -1,0 +1,300 @@
+"""Defenses by name, and from text."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from robustann.attacks import parse_attack
+from robustann.defenses.adversarial import AdversarialTraining
+from robustann.defenses.awp import AdversarialWeightPerturbation
+from robustann.defenses.clipping import BitErrorTraining, WeightClipping
+from robustann.defenses.fast import FastAdversarialTraining, NoisyFastAdversarialTraining
+from robustann.defenses.free import FreeAdversarialTraining
+from robustann.defenses.ibp import IBPTraining
+from robustann.defenses.noise_training import NoiseTraining
+from robustann.defenses.sanitizers import SANITIZERS, Sanitizer, parse_sanitizer
+from robustann.defenses.trades import MART, TRADES
+from robustann.errors import UsageError, unknown_name
+from robustann.threat import parse_number
+
+Kind = Literal["objective", "wrapper", "sanitizer"]
+# Arguments that the caller of a defense has anyway.
+_GIVEN = ("self", "attack", "threat", "step")
+# What a settings dictionary passes on (see AttackStep).
+_PASSED_ON: Mapping[str, Any] = {"label_smoothing": 0.0, "eps_warmup_epochs": 0, "watch": True}
+_ATTACK = "pgd:steps=10"
+
+OBJECTIVES: Mapping[str, Callable[..., Any]] = {
+    one.name: one
+    for one in (
+        AdversarialTraining,
+        FastAdversarialTraining,
+        NoisyFastAdversarialTraining,
+        FreeAdversarialTraining,
+        TRADES,
+        MART,
+        IBPTraining,
+        NoiseTraining,
+    )
+}
+WRAPPERS: Mapping[str, Callable[..., Any]] = {
+    one.name: one for one in (AdversarialWeightPerturbation, BitErrorTraining, WeightClipping)
+}
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A defense as it was asked for.
+
+    Attributes:
+        name: of :data:`OBJECTIVES`, :data:`WRAPPERS` or
+            :data:`~robustann.defenses.sanitizers.SANITIZERS`.
+        label: the text that it was asked for with.
+        kind: what it is: a training objective, what wraps one, or a module in front of the model.
+        made: makes it: an objective from a threat model, a wrapper from a step, a sanitizer from
+            nothing.
+        paper, helps, limits: what it says of itself.
+    """
+
+    name: str
+    label: str
+    kind: Kind
+    made: Callable[..., Any]
+    paper: str
+    helps: tuple[str, ...]
+    limits: tuple[str, ...]
+
+
+def defense_names() -> dict[str, str]:
+    """Every defense with its kind, for listings.
+
+    >>> defense_names()["trades"], defense_names()["jpeg"]
+    ('objective', 'sanitizer')
+    """
+    return {
+        **dict.fromkeys(OBJECTIVES, "objective"),
+        **dict.fromkeys(WRAPPERS, "wrapper"),
+        **dict.fromkeys(SANITIZERS, "sanitizer"),
+    }
+
+
+def defense_options() -> dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]:
+    """Kind, what it helps against, and options with defaults of every defense, for listings.
+
+    >>> kind, helps, options = defense_options()["trades"]
+    >>> kind, options["beta"]
+    ('objective', 6.0)
+    """
+    listed = {}
+    for name, kind in defense_names().items():
+        if kind == "sanitizer":
+            sanitizer = SANITIZERS[name]
+            fields = dataclasses.fields(sanitizer)
+            options = {field.name: field.default for field in fields}
+            listed[name] = (kind, tuple(sanitizer.helps), options)
+            continue
+        maker: Any = {**OBJECTIVES, **WRAPPERS}[name]
+        signature = inspect.signature(maker).parameters
+        options = {
+            option: "NUMBER" if one.default is inspect.Parameter.empty else one.default
+            for option, one in signature.items()
+            if option not in (*_GIVEN, "validation_attack")
+            and one.kind is not inspect.Parameter.VAR_KEYWORD
+        }
+        if "attack" in signature:
+            options["attack"] = _ATTACK.partition(":")[0]
+        listed[name] = (kind, _facts(maker)[0], options)
+    return listed
+
+
+def _facts(maker: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where it helps and where not; what takes that over from its inner step has adversarial
+    training's."""
+    if isinstance(maker.helps, property):
+        return AdversarialTraining.helps, AdversarialTraining.limits
+    return tuple(maker.helps), tuple(maker.limits)
+
+
+def parse_defense(text: str) -> Defense:
+    """A defense from its name and options: ``name`` or ``name:option=value,option=value``.
+
+    Adversarial training and MART take any attack as ``attack=NAME``; options that they do not know
+    themselves are the attack's.
+
+    Raises:
+        UsageError: unknown defense or option (with the nearest known one), or an unfit value.
+
+    >>> from robustann.threat import ThreatModel
+    >>> step = parse_defense("trades:beta=4").made(ThreatModel("linf", 0.1))
+    >>> step.beta
+    4.0
+    >>> parse_defense("adversarial-training:steps=3").made(ThreatModel("linf", 0.1)).attack.label
+    'pgd:steps=3'
+    """
+    text = text.strip()
+    name, _, rest = text.partition(":")
+    if name in SANITIZERS:
+        return _of_sanitizer(parse_sanitizer(text), text)
+    known = {**OBJECTIVES, **WRAPPERS}
+    if name not in known:
+        raise unknown_name("defense", name, defense_names())
+    maker = known[name]
+    options, others = _options(name, maker, rest)
+    wrapper = name in WRAPPERS
+    takes_attack = "attack" in inspect.signature(maker).parameters
+
+    def made(over: Any) -> Any:
+        if wrapper:
+            return maker(over, **options)
+        if takes_attack:
+            return maker(_attack(others), over, **options)
+        return maker(**options) if _threatless(maker) else maker(over, **options)
+
+    if takes_attack:
+        _attack(others)
+    elif others:
+        raise unknown_name(f"option of defense {name}", next(iter(others)), _known(maker))
+    cls: Any = maker
+    helps, limits = _facts(cls)
+    return Defense(
+        name, text, "wrapper" if wrapper else "objective", made, cls.paper, helps, limits
+    )
+
+
+def as_defense(one: Any) -> Defense:
+    """A defense from text, a sanitizer, or a training step made by the caller.
+
+    Raises:
+        UsageError: it is none of these.
+
+    >>> from robustann.defenses import TRADES
+    >>> from robustann.threat import ThreatModel
+    >>> as_defense(TRADES(ThreatModel("linf", 0.1))).name
+    'trades'
+    """
+    if isinstance(one, Defense):
+        return one
+    if isinstance(one, str):
+        return parse_defense(one)
+    if isinstance(one, Sanitizer):
+        return _of_sanitizer(one, one.label)
+    if callable(one) and hasattr(one, "parameters") and isinstance(getattr(one, "name", None), str):
+        facts = (getattr(one, fact, ()) for fact in ("helps", "limits"))
+        helps, limits = (tuple(fact) for fact in facts)
+        paper = getattr(one, "paper", "")
+        return Defense(one.name, one.name, "objective", lambda threat: one, paper, helps, limits)
+    raise UsageError(
+        f"expected a defense as text, a sanitizer or a training step, got {type(one).__name__}; "
+        f"for example 'adversarial-training:steps=10'"
+    )
+
+
+def check_together(defenses: Sequence[Defense]) -> None:
+    """Refuse what cannot be combined.
+
+    Raises:
+        UsageError: none, two training objectives, or the same defense twice.
+    """
+    if not defenses:
+        raise UsageError(
+            "expected at least one defense, got none; for example 'adversarial-training:steps=10'"
+        )
+    objectives = [one.label for one in defenses if one.kind == "objective"]
+    if len(objectives) > 1:
+        raise UsageError(
+            f"expected one training objective, got {' and '.join(objectives)}; a model is trained "
+            "by one at a time: choose one, beside wrappers and sanitizers"
+        )
+    names = [one.name for one in defenses]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"expected each defense once, got '{name}' twice; drop one")
+
+
+def _of_sanitizer(module: Sanitizer, text: str) -> Defense:
+    return Defense(
+        module.name,
+        text,
+        "sanitizer",
+        lambda: module,
+        module.paper,
+        tuple(module.helps),
+        tuple(module.limits),
+    )
+
+
+def _known(maker: Callable[..., Any]) -> dict[str, Any]:
+    """Options by name with a default, whose type a value must have."""
+    known: dict[str, Any] = {}
+    for name, parameter in inspect.signature(maker).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            known |= _PASSED_ON
+        elif name not in _GIVEN and name != "validation_attack":
+            default = parameter.default
+            # A parameter that may be left to the defense is a number.
+            known[name] = 0.0 if default is None or default is inspect.Parameter.empty else default
+    for name in ("eps_warmup_epochs", "warmup_epochs", "ramp_epochs"):
+        if name in known:
+            known[name] = 0
+    return known
+
+
+def _threatless(maker: Callable[..., Any]) -> bool:
+    return "threat" not in inspect.signature(maker).parameters
+
+
+def _options(
+    name: str, maker: Callable[..., Any], rest: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The maker's own options, with values of their types; and all others, as text."""
+    known = _known(maker)
+    own: dict[str, Any] = {}
+    others: dict[str, str] = {}
+    for part in filter(None, rest.split(",")):
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise UsageError(
+                f"expected options of {name} as name=value, got '{part}'; "
+                f"for example {name}:{next(iter(known), 'option')}=..."
+            )
+        if option in own or option in others:
+            raise UsageError(f"expected {option} once in '{name}:{rest}', got it again; keep one")
+        if option in known:
+            own[option] = _converted(f"{name}:{option}", value, known[option])
+        else:
+            others[option] = value
+    for option, parameter in inspect.signature(maker).parameters.items():
+        required = parameter.default is inspect.Parameter.empty
+        if required and option in known and option not in own:
+            raise UsageError(f"expected {name} with {option}, got none; write {name}:{option}=...")
+    return own, others
+
+
+def _attack(others: Mapping[str, str]) -> Any:
+    """The inner attack that the options left over describe."""
+    rest = dict(others)
+    name = rest.pop("attack", None)
+    if name is None:
+        name, _, usual = _ATTACK.partition(":")
+        option, _, value = usual.partition("=")
+        rest = {option: value, **rest}
+    listed = ",".join(f"{option}={value}" for option, value in rest.items())
+    return parse_attack(f"{name}:{listed}" if listed else name)
+
+
+def _converted(what: str, value: str, like: Any) -> Any:
+    if isinstance(like, bool):
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if value.lower() not in words:
+            raise UsageError(f"expected {what} as true or false, got '{value}'")
+        return words[value.lower()]
+    if isinstance(like, int):
+        try:
+            return int(value)
+        except ValueError:
+            raise UsageError(f"expected {what} as a whole number, got '{value}'") from None
+    return parse_number(value, what)
