@@ -175,8 +175,6 @@ class MART(AttackStep):
 
     name: ClassVar[str] = "mart"
     paper: ClassVar[str] = "https://openreview.net/forum?id=rklOg6EFwS"
-    # The paper's; at 0.05 its loss, two logarithms an image, is beyond what training withstands.
-    default_lr: ClassVar[float] = 0.01
 
     def __init__(
         self,
