@@ -275,6 +275,38 @@ class Hardening(_Value):
     training: dict[str, str | int | float | bool | None] = {}
 
 
+class CertifiedPoint(_Value):
+    """Certified accuracy at one eps: so many samples are proven to withstand everything in it."""
+
+    eps: Number
+    certified_accuracy: Number
+    interval: Interval
+
+
+class Certificate(_Value):
+    """What is proven about the audited samples: robust accuracy bounded from below.
+
+    ``crown`` and ``ibp`` are proofs for linf, by linear bounds and by intervals alone.
+    ``smoothing`` is one for l2 about the smoothed classifier, each sample's with the probability
+    that ``settings`` name; ``words`` say which classifier and what was attacked.
+
+    ``certified`` has one entry a sample, in the order of :class:`CleanSamples`: proven to be
+    classified correctly whatever the threat model allows. ``crossed`` holds the places of samples
+    that are certified and were broken all the same, within the audited eps or another one that
+    was certified: there are none, unless the certificate or the judgement of an attack is wrong.
+    """
+
+    method: Literal["crown", "ibp", "smoothing"]
+    words: str
+    eps: Number
+    certified_accuracy: Number
+    interval: Interval
+    certified: tuple[bool, ...]
+    settings: dict[str, str | int | float | bool | None]
+    curve: tuple[CertifiedPoint, ...]
+    crossed: tuple[int, ...]
+
+
 class Gate(_Value):
     """A demand on a figure: ``value`` (the interval's lower bound or the point) >= threshold."""
 
@@ -351,6 +383,7 @@ class AuditResult(_Value):
     trust_propagations: int = 0
     explanation: Explanation | None
     hardening: Hardening | None = None
+    certificate: Certificate | None = None
     findings: tuple[Finding, ...] = ()
     gates: tuple[Gate, ...] = ()
     provenance: Provenance
@@ -387,7 +420,33 @@ class AuditResult(_Value):
                 classes = [shown.label, shown.clean_prediction, shown.attacked_prediction]
                 classes += [attribution.target for attribution in shown.attributions]
                 self._check_classes("the gallery", classes)
+        if self.certificate is not None:
+            self._check_certificate(self.certificate)
         return self
+
+    def _check_certificate(self, found: Certificate) -> None:
+        if len(found.certified) != self.n:
+            raise ValueError(
+                f"expected {self.n} entries in certified of the certificate, "
+                f"got {len(found.certified)}"
+            )
+        shares = [found.certified_accuracy, *(point.certified_accuracy for point in found.curve)]
+        self._check_shares("the certificate", shares)
+        if min([found.eps, *(point.eps for point in found.curve)]) < 0:
+            raise ValueError("expected eps of the certificate to be at least 0")
+        share = sum(found.certified) / self.n
+        if abs(found.certified_accuracy - share) > 1e-5:
+            raise ValueError(
+                f"expected a certified accuracy of {share:.6g}, the share of the certified "
+                f"samples, got {found.certified_accuracy}"
+            )
+        if list(found.crossed) != sorted({*found.crossed} & {*range(self.n)}):
+            raise ValueError(f"expected crossed as rising places from 0 to {self.n - 1}")
+        broken = zip(found.certified, self.worst_case.broken_by, strict=True)
+        both = {row for row, (held, by) in enumerate(broken) if held and by is not None}
+        # A vote decides whether the smoothed classifier was broken.
+        if found.method != "smoothing" and not both <= {*found.crossed}:
+            raise ValueError("expected every sample that is certified and broken among crossed")
 
     def _check_scores(self, place: str, scores: Scores) -> None:
         size = len(self.class_names)
@@ -496,7 +555,8 @@ class AuditResult(_Value):
         return result
 
     def samples_csv(self) -> str:
-        """Outcomes as CSV: index, label, clean prediction, per attack prediction and success.
+        """Outcomes as CSV: index, label, clean prediction, per attack prediction and success,
+        and whether the sample is certified, if there is a certificate.
 
         In a cascade an attack goes to some samples only: both its cells are empty for a sample
         on which it made no forward. Without a cascade every cell is filled; a sample whose clean
@@ -516,6 +576,9 @@ class AuditResult(_Value):
             for column in (attack.samples.prediction, attack.samples.success):
                 cells = zip(column, ran, strict=True)
                 columns.append([int(value) if went else None for value, went in cells])
+        if self.certificate is not None:
+            header.append("certified")
+            columns.append([int(held) for held in self.certificate.certified])
         writer.writerow(header)
         writer.writerows(zip(*columns, strict=True))
         return buffer.getvalue()
