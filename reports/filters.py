@@ -56,6 +56,18 @@ def percent(value: float | None, digits: int = 1) -> str:
     return NOTHING if value is None else f"{100 * value:.{digits}f}{THIN}%"
 
 
+def points(value: float) -> str:
+    """A difference of two shares in percentage points, with its sign.
+
+    >>> points(0.0312), points(0.0)
+    ('+3.1 points', '0.0 points')
+    """
+    text = f"{100 * abs(value):.1f} points"
+    if text.startswith("0.0 "):
+        return text
+    return f"+{text}" if value > 0 else f"\N{MINUS SIGN}{text}"
+
+
 def interval(value: Interval | None) -> str:
     """A confidence interval of a share.
 
@@ -149,6 +161,7 @@ def image_size(png: str) -> tuple[int, int] | None:
 
 FILTERS: dict[str, Callable[..., object]] = {
     "plain": plain,
+    "points": points,
     "name": name,
     "percent": percent,
     "interval": interval,

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from robustann.reports.filters import significant
-from robustann.results import AuditResult, ClassScores, Drift, Scores
+from robustann.reports.filters import points, significant
+from robustann.results import AuditResult, ClassScores, Drift, Hardening, Scores
 
 # Up to so many classes a confusion matrix, or a list of all classes, can be read.
 MATRIX_LIMIT = 20
@@ -327,3 +327,23 @@ def spent(result: AuditResult, limit: int = 60) -> list[tuple[int, float]]:
         kept = {round(i * (len(steps) - 1) / (limit - 1)) for i in range(limit)}
         steps = [steps[place] for place in sorted(kept)]
     return [*steps, (end, steps[-1][1])] if end > steps[-1][0] else steps
+
+
+def hardened(hardening: Hardening) -> str:
+    """What hardening did, in a sentence that does not claim more than the samples show."""
+    pair = hardening.robust
+    change = points(pair.difference)
+    if pair.interval.low > 0:
+        said = f"Hardening raised robust accuracy by {change.lstrip('+')}"
+    elif pair.interval.high < 0:
+        said = f"Hardening lowered robust accuracy by {change[1:]}"
+    else:
+        said = f"These samples do not show that hardening changed robust accuracy ({change})"
+    span = f"95 % interval {points(pair.interval.low)} to {points(pair.interval.high)}"
+    clean = hardening.clean
+    price = "Clean accuracy did not change for certain"
+    if clean.interval.high < 0:
+        price = f"It cost {points(clean.difference)[1:]} of clean accuracy"
+    elif clean.interval.low > 0:
+        price = f"Clean accuracy rose by {points(clean.difference)[1:]} too"
+    return f"{said}; {span}. {price}."

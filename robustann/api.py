@@ -186,7 +186,7 @@ def harden(
     model: nn.Module | str,
     data: ImageData,
     threat: ThreatModel | None = None,
-    defenses: Sequence[Any] = ("adversarial-training",),
+    defenses: Any = ("adversarial-training",),
     preset: str = "standard",
     *,
     training: TrainConfig | None = None,
@@ -216,7 +216,8 @@ def harden(
         threat: what the attacker may do, in training and in the audits; None takes linf 8/255.
         defenses: names with options such as ``"trades:beta=6"``, ``"weight-clipping:w_max=0.1"`` or
             ``"jpeg:quality=75"`` (``robustann list defenses`` has them), training steps, or
-            sanitizers: at most one training objective, any wrappers, any sanitizers in order.
+            sanitizers, one or a list: at most one training objective, any wrappers, any sanitizers
+            in order.
         preset: of the audits.
         training: how to train; ``settings`` replace single ones (``epochs=5, lr=0.01``).
         seed: of everything random.
@@ -268,7 +269,7 @@ def harden(
         model,
         data,
         config,
-        (defenses,) if isinstance(defenses, str) else defenses,
+        defenses if isinstance(defenses, (tuple, list)) else (defenses,),
         training=dataclasses.replace(training or TrainConfig(seed=seed), **settings),
         device=device,
         explainer=_explain,

@@ -422,6 +422,8 @@ def test_sections_stand_in_the_order_of_their_files() -> None:
     folder = Path(charts.__file__).parent / "templates" / "sections"
     names = sorted(path.name for path in folder.iterdir())
     sections = Page(render(make_result())).all("section")
+    # Without before and after there is nothing to say of hardening.
+    names.remove("74-hardening.html.j2")
     assert [section["id"] for section in sections] == [
         re.sub(r"^\d+-|\.html\.j2$", "", name) for name in names
     ]
