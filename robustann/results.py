@@ -12,9 +12,16 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from robustann import files
 from robustann.errors import DataError, UsageError
@@ -22,6 +29,9 @@ from robustann.findings import Finding, unresolved
 from robustann.rounding import MaybeNumber, Number
 
 SCHEMA_VERSION = 1
+
+_Share = Annotated[Number, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(ge=0)]
 
 
 class _Value(BaseModel):
@@ -275,6 +285,91 @@ class Hardening(_Value):
     training: dict[str, str | int | float | bool | None] = {}
 
 
+class BitErrorLevel(_Value):
+    """Error at one bit error rate, over the patterns of bit errors that were tried."""
+
+    rate: Annotated[Number, Field(ge=1e-6, le=1)]
+    mean: _Share
+    std: _Share
+    worst: _Share
+
+
+class BitErrors(_Value):
+    """Error over bit error rate, rising, for weights stored in one way.
+
+    ``stored_error`` is that of the weights as stored, without any bit error: after quantisation,
+    or, for a guard, after it looked at whole weights.
+    """
+
+    bits: Annotated[int, Field(ge=1, le=64)]
+    stored_error: _Share
+    levels: Annotated[tuple[BitErrorLevel, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _rising(self) -> BitErrors:
+        rates = [level.rate for level in self.levels]
+        if rates != sorted(set(rates)):
+            raise ValueError("expected bit error rates that rise")
+        return self
+
+
+class BitFlip(_Value):
+    """One flipped bit: of which weight, its stored code before and after, and the accuracy after
+    this flip and all before it. Bit 0 is the lowest."""
+
+    tensor: str
+    index: tuple[_Count, ...]
+    bit: Annotated[int, Field(ge=0, lt=64)]
+    before: _Count
+    after: _Count
+    accuracy: _Share
+
+
+class BitSearch(_Value):
+    """The fewest flips found that bring the accuracy to ``target``, or how far they got.
+
+    A greedy search over the ``total_bits`` of weights stored in ``bits`` bits; the fewest of
+    ``searches``. The attacker saw ``attack_samples`` images; ``samples`` others were evaluated, in
+    ``stored_accuracy`` before any flip. ``control`` holds the accuracy, over all of them, after as
+    many random flips, one entry a try.
+    """
+
+    bits: Annotated[int, Field(ge=1, le=64)]
+    total_bits: Annotated[int, Field(ge=1)]
+    searches: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=1)]
+    attack_samples: Annotated[int, Field(ge=1)]
+    stored_accuracy: _Share
+    target: _Share
+    reached: bool
+    flips: tuple[BitFlip, ...]
+    control: tuple[_Share, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """After all flips."""
+        return self.flips[-1].accuracy if self.flips else self.stored_accuracy
+
+
+class Weights(_Value):
+    """What happens if bits of the stored weights are wrong, by accident or by choice.
+
+    The same ``samples`` images throughout, and the same patterns of bit errors, one a seed, in all
+    curves: ``fixed`` for weights in 8-bit fixed point, ``float32`` for weights as they are,
+    ``guarded`` for these with :class:`robustann.defenses.WeightGuard`. What could not be measured
+    is None, and ``not_measured`` says why.
+    """
+
+    samples: Annotated[int, Field(ge=1)]
+    clean_error: _Share
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    fixed: BitErrors | None
+    float32: BitErrors | None
+    guarded: BitErrors | None
+    search: BitSearch | None
+    not_measured: tuple[str, ...] = ()
+
+
 class CertifiedPoint(_Value):
     """Certified accuracy at one eps: so many samples are proven to withstand everything in it."""
 
@@ -384,6 +479,7 @@ class AuditResult(_Value):
     explanation: Explanation | None
     hardening: Hardening | None = None
     certificate: Certificate | None = None
+    weights: Weights | None = None
     findings: tuple[Finding, ...] = ()
     gates: tuple[Gate, ...] = ()
     provenance: Provenance

@@ -147,6 +147,7 @@ def random_bit_errors(
     bits: int = 8,
     batch_size: int = 256,
     repair: Repair | None = None,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> BitErrorCurve:
     """The error of a model whose stored weights suffer random bit errors.
 
@@ -163,6 +164,7 @@ def random_bit_errors(
         batch_size: images at a time.
         repair: what is done to the weights after the errors, before they are used, such as
             :meth:`robustann.defenses.WeightGuard.repaired`.
+        advance: told how many images were classified, each time that all of them were.
 
     Raises:
         UsageError: a rate, seed, batch size or number of bits out of range.
@@ -186,7 +188,9 @@ def random_bit_errors(
     stored = quantized_parameters(model, bits) if bits != FLOAT_BITS else _float32(own)
 
     def error(weights: Mapping[str, Tensor]) -> float:
-        return 1 - accuracy_with(model, weights, samples, batch_size)
+        wrong = 1 - accuracy_with(model, weights, samples, batch_size)
+        advance(len(samples))
+        return wrong
 
     errors: list[list[float]] = [[] for _ in rates]
     with frozen(model, 0):

@@ -132,6 +132,7 @@ def progressive_bit_search(
     bits: int = 8,
     batch_size: int = 256,
     seed: int = 0,
+    advance: Callable[[int], None] = lambda flips: None,
 ) -> BitSearchResult:
     """Flip the most harmful bits of the quantised weights, one by one, until the target.
 
@@ -149,6 +150,7 @@ def progressive_bit_search(
         bits: of each stored weight, from 2 to 8.
         batch_size: images evaluated at a time.
         seed: of the attacker's images.
+        advance: told of each flip when it is made.
 
     Raises:
         UsageError: a setting out of range.
@@ -200,6 +202,7 @@ def progressive_bit_search(
             reached = accuracy_with(model, search.weights, evaluated, batch_size)
             index = _index(place, stored[name].codes.shape)
             flips.append(Flip(name, index, bit, before, after, value, reached))
+            advance(1)
     total = bits * sum(tensor.codes.numel() for tensor in stored.values())
     return BitSearchResult(
         tuple(flips), clean, start, goal, bits, total, len(evaluated), len(attackers)

@@ -190,6 +190,7 @@ class AuditConfig:
             a model that would mislead them.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
+        weights: whether to ask too what happens if bits of the stored weights are wrong.
 
     Raises:
         UsageError: a value is unfit, or no attack fits the norm.
@@ -210,6 +211,7 @@ class AuditConfig:
     trust: bool = True
     curve: bool = True
     explain: bool = True
+    weights: bool = False
 
     def __post_init__(self) -> None:
         get_preset(self.preset)

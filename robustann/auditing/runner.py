@@ -25,6 +25,7 @@ from robustann.auditing.presets import AuditConfig, Stage, get_preset, labelled
 from robustann.auditing.remedies import Plan, plan, searched
 from robustann.auditing.rows import Batch, Cases
 from robustann.auditing.summary import summarize
+from robustann.auditing.weights import effort_of, measure_weights, weight_propagations
 from robustann.data import Split
 from robustann.errors import DataError, ModelError
 from robustann.findings import Finding
@@ -98,9 +99,11 @@ class Audit:
                 backwards + distances.cost[1],
             )
         seconds = len(positions) * (forwards * rate.forward + backwards * rate.backward)
+        faults = self._fault_propagations(model, len(positions))
+        seconds += faults * rate.forward
         return Estimate(
             len(positions),
-            math.ceil(len(positions) * (forwards + backwards)),
+            math.ceil(len(positions) * (forwards + backwards)) + faults,
             seconds if self.config.minutes is None else min(seconds, 60 * self.config.minutes),
             size,
             str(model_device(model)),
@@ -188,6 +191,16 @@ class Audit:
         if explainer is not None and self.config.explain:
             cases = self._cases(batches)
             explanation = explainer(model, cases, class_names, self.config.seed)
+        weights = None
+        if self.config.weights:
+            weights = measure_weights(
+                model,
+                split.subset(positions),
+                effort=effort_of(self.config.preset),
+                seed=self.config.seed,
+                batch_size=size,
+                progress=progress,
+            )
         if self.config.minutes is not None:
             told = {**provenance.config, "budget": budget}
             provenance = provenance.model_copy(update={"config": told})
@@ -212,6 +225,7 @@ class Audit:
                 threads=torch.get_num_threads(),
             ),
         )
+        result = result.model_copy(update={"weights": weights})
         if not self.config.trust:
             return result
         findings = self._findings(made, split, sample, result, escalate)
@@ -296,7 +310,12 @@ class Audit:
             left -= _TRUST_PROPAGATIONS * min(_TRUST_IMAGES, len(positions)) * mean
         if distances is not None:
             left -= sum(distances.cost) * len(positions) * mean
+        left -= self._fault_propagations(made.model, len(positions)) * rate.forward
         return max(1, int(left / (len(positions) * max(mean, 1e-12))))
+
+    def _fault_propagations(self, model: nn.Module, count: int) -> int:
+        effort = effort_of(self.config.preset)
+        return weight_propagations(model, count, effort) if self.config.weights else 0
 
     def _partial(self, folder: Path, model: nn.Module, provenance: Provenance) -> Partial:
         """Where the finished batches of this audit are kept, and what they belong to."""
@@ -407,6 +426,7 @@ class Audit:
                 "trust": config.trust,
                 "curve": config.curve,
                 "explain": config.explain,
+                "weights": config.weights,
             },
         )
 
