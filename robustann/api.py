@@ -102,6 +102,7 @@ def audit(
     trust: bool = True,
     curve: bool = True,
     explain: bool = True,
+    weights: bool = False,
     class_names: Sequence[str] | None = None,
     state: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -131,6 +132,8 @@ def audit(
             ``result.believable``), and to adapt the attacks to a model that would mislead them.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
+        weights: whether to ask too what happens if bits of the stored weights are wrong
+            (``result.weights``).
         class_names: for data that brings none.
         state: folder for the batches that are done. Stopped, even killed, the audit goes on from
             there when it is called again with the same arguments; the folder is removed at the
@@ -163,6 +166,7 @@ def audit(
         trust=trust,
         curve=curve,
         explain=explain,
+        weights=weights,
     )
     split, names, found_name = _resolve(model, data, class_names)
     folder = None if state is None else Path(state)

@@ -138,7 +138,9 @@ def test_lists(run, what):
     assert expected[what] in out
 
 
-@pytest.mark.parametrize("command", ["train", "attack", "audit", "report", "list"])
+@pytest.mark.parametrize(
+    "command", ["train", "attack", "audit", "report", "seal", "verify", "list"]
+)
 def test_every_help_has_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import hypothesis
 import pytest
 import torch
@@ -21,7 +20,6 @@ from torch import nn
 import robustann as ra
 from robustann.attacks.weights import tampering
 from robustann.cli import main as command_line
-from robustann.cli.seal import seal, verify
 from robustann.defenses import Manifest, WeightGuard, changed_tensors, seal_model, verify_model
 from robustann.defenses.seal import SealedTensor, _sign, read_key
 from robustann.errors import ModelError, RefusedError, UsageError
@@ -380,8 +378,6 @@ def test_seal_and_verify_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    group = click.Group(commands={"seal": seal, "verify": verify})
-    monkeypatch.setattr(command_line, "cli", group)
     (tmp_path / "key").write_bytes(KEY)
     (tmp_path / "other").write_bytes(b"z" * 32)
 

@@ -85,6 +85,11 @@ if TYPE_CHECKING:
     "--explain/--no-explain", default=True, show_default=True, help="Compute attributions."
 )
 @click.option(
+    "--weights",
+    is_flag=True,
+    help="Ask too what happens if bits of the stored weights are wrong, by accident or by choice.",
+)
+@click.option(
     "--output-dir",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
@@ -133,6 +138,7 @@ def audit(
     strict: bool,
     curve: bool,
     explain: bool,
+    weights: bool,
     output_dir: Path | None,
     fail_under: tuple[str, ...],
     gate_on: Literal["lower", "point"],
@@ -173,6 +179,7 @@ def audit(
         trust=trust,
         curve=curve,
         explain=explain,
+        weights=weights,
     )
     folder = output_dir or Path("runs", f"audit-{model_path.stem}")
     state = folder / "unfinished"

@@ -14,6 +14,7 @@ from robustann.cli.audit import audit
 from robustann.cli.harden import harden
 from robustann.cli.listing import listing
 from robustann.cli.report import report
+from robustann.cli.seal import seal, verify
 from robustann.cli.train import train
 from robustann.errors import RobustannError
 
@@ -32,11 +33,12 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done, 1 a gate failed, 2 wrong usage, 3 could not finish,
-    5 not to be believed (audit --strict), 130 interrupted. Set ROBUSTANN_DEBUG=1 to see tracebacks.
+    4 a model was refused (verify), 5 not to be believed (audit --strict), 130 interrupted.
+    Set ROBUSTANN_DEBUG=1 to see tracebacks.
     """
 
 
-for command in (train, attack, audit, harden, report, listing):
+for command in (train, attack, audit, harden, report, seal, verify, listing):
     cli.add_command(command)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from robustann.cli.options import share
 
 if TYPE_CHECKING:
-    from robustann.results import AuditResult
+    from robustann.results import AuditResult, Weights
 
 
 def verdict(result: AuditResult) -> str:
@@ -32,6 +32,8 @@ def verdict(result: AuditResult) -> str:
         of = f"{rate} of {attack.attempted}"
         cost = (attack.forwards + attack.backwards) / max(attack.attempted, 1)
         lines.append(f"{name:{width}} {share(attack.scores.accuracy):>9} {of:>20} {cost:>13.1f}")
+    if result.weights is not None:
+        lines += ["", *_weights(result.weights)]
     open_questions = unresolved(result.findings)
     for finding in open_questions:
         lines += ["", f"do not believe this yet: {finding.check}: {finding.explanation}"]
@@ -42,3 +44,24 @@ def verdict(result: AuditResult) -> str:
         made = sum(finding.verdict != "not run" for finding in result.findings)
         lines += ["", f"{made} checks of the evaluation itself found nothing against it"]
     return "\n".join([*lines, ""])
+
+
+def _weights(weights: Weights) -> list[str]:
+    """What wrong bits do: at random in one of 100, and the fewest chosen ones."""
+    lines = [f"weights not measured: {reason}" for reason in weights.not_measured]
+    fixed, search = weights.fixed, weights.search
+    if fixed is not None:
+        level = min(fixed.levels, key=lambda level: abs(level.rate - 0.01))
+        lines.append(
+            f"weights in {fixed.bits} bits, {100 * level.rate:.3g} % of them wrong: error "
+            f"{share(level.mean)} in the mean, {share(level.worst)} in the worst of "
+            f"{len(weights.seeds)} patterns, {share(fixed.stored_error)} with none wrong"
+        )
+    if search is not None:
+        control = f", {share(min(search.control))} for random ones" if search.control else ""
+        lines.append(
+            f"{'fewest' if search.reached else 'not enough'} flips found: {len(search.flips)} of "
+            f"{search.total_bits:,} bits, accuracy {share(search.accuracy)} instead of "
+            f"{share(search.stored_accuracy)}{control}"
+        )
+    return lines
