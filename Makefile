@@ -17,7 +17,7 @@ $(DEMO)/model.safetensors: | $(VENV)/.installed
 	$(BIN)/robustann train --data digits --out $@
 
 test: $(VENV)/.installed-test  ## run the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 check: $(VENV)/.installed-test  ## style, types, and which floor may import which
 	$(BIN)/ruff check .
