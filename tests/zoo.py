@@ -1,7 +1,8 @@
 """Broken defenses: each makes naive attacks fail without making the model robust.
 
 All wrap a trained network and keep its clean accuracy, so an audit that is worth believing finds
-about the robust accuracy of the bare network, and says what stood in the way.
+about the robust accuracy of the bare network, and says what stood in the way. One makes the network
+a little more robust in truth; it is held against what an attacker finds who knows it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from robustann.attacks.bpda import bpda
 
 
 class Wrapped(nn.Module):
@@ -38,12 +41,43 @@ class QuantisedStraightThrough(Wrapped):
         return self.inner(x + ((8 * x).round() / 8 - x).detach())
 
 
+class ThermometerCode(nn.Module):
+    """How many of evenly spread thresholds each pixel passes, as a share."""
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.arange(1, self.levels + 1, device=x.device) / (self.levels + 1)
+        return (x > steps.view(-1, 1, 1, 1, 1)).to(x.dtype).mean(0)
+
+
 class Thermometer(Wrapped):
     """Counts the thresholds that a pixel passes (Buckman et al., ICLR 2018)."""
 
+    levels = 15
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner)
+        self.code: nn.Module = ThermometerCode(self.levels)
+
     def forward(self, x: Tensor) -> Tensor:
-        levels = torch.arange(1, 16, device=x.device).view(-1, 1, 1, 1, 1) / 16
-        return self.inner((x > levels).to(x.dtype).mean(0))
+        return self.inner(self.code(x))
+
+
+class FineThermometer(Thermometer):
+    """So many thresholds that the code hardly differs from the image."""
+
+    levels = 127
+
+
+class KnownThermometer(Thermometer):
+    """What it is to an attacker who knows it: its gradient is the identity's."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner)
+        self.code = bpda(self.code)
 
 
 class Saturated(Wrapped):
@@ -150,16 +184,20 @@ def winners_take_all(inner: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A broken defense, and the check that must fail on it before any attack has run."""
+    """A broken defense, the check that must fail on it before any attack has run, and the same
+    defense with a gradient that leads through it, if the bare network is no measure."""
 
     make: Callable[[nn.Module], nn.Module]
     check: str
+    known: Callable[[nn.Module], nn.Module] | None = None
 
 
 ZOO: dict[str, Exhibit] = {
     "quantised": Exhibit(Quantised, "gradient-missing"),
     "quantised, straight through": Exhibit(QuantisedStraightThrough, "gradient-mismatch"),
-    "thermometer": Exhibit(Thermometer, "gradient-missing"),
+    # On images of 17 grey levels its 15 thresholds leave an attacker two steps up, one down.
+    "thermometer": Exhibit(Thermometer, "gradient-missing", KnownThermometer),
+    "thermometer, fine": Exhibit(FineThermometer, "gradient-missing"),
     "saturated": Exhibit(Saturated, "saturated-loss"),
     "noisy": Exhibit(Noisy, "randomised"),
     "detached": Exhibit(Detached, "gradient-missing"),
