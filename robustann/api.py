@@ -103,6 +103,7 @@ def audit(
     curve: bool = True,
     explain: bool = True,
     weights: bool = False,
+    certify: bool = False,
     class_names: Sequence[str] | None = None,
     state: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -134,6 +135,10 @@ def audit(
         explain: whether to compute attributions.
         weights: whether to ask too what happens if bits of the stored weights are wrong
             (``result.weights``).
+        certify: whether to prove too what no attack can break (``result.certificate``): in linf by
+            bounds through the layers; in l2 by smoothing, of a model wrapped as
+            ``robustann.certificates.Smoothed(model, sigma)``. Refused at once where nothing can be
+            proven.
         class_names: for data that brings none.
         state: folder for the batches that are done. Stopped, even killed, the audit goes on from
             there when it is called again with the same arguments; the folder is removed at the
@@ -167,6 +172,7 @@ def audit(
         curve=curve,
         explain=explain,
         weights=weights,
+        certify=certify,
     )
     split, names, found_name = _resolve(model, data, class_names)
     folder = None if state is None else Path(state)

@@ -190,6 +190,9 @@ class AuditConfig:
             a model that would mislead them.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
+        certify: whether to prove too what no attack can break: in linf by bounds through the
+            layers; in l2 by smoothing, of a :class:`robustann.certificates.Smoothed` model. Refused
+            where nothing can be proven.
         weights: whether to ask too what happens if bits of the stored weights are wrong.
 
     Raises:
@@ -211,6 +214,7 @@ class AuditConfig:
     trust: bool = True
     curve: bool = True
     explain: bool = True
+    certify: bool = False
     weights: bool = False
 
     def __post_init__(self) -> None:
@@ -231,6 +235,11 @@ class AuditConfig:
                 )
             if not 0 < self.minutes < math.inf:
                 raise UsageError(f"expected minutes > 0, got {self.minutes}; give more time")
+        if self.certify and self.threat.norm not in ("linf", "l2"):
+            raise UsageError(
+                f"expected the norm linf or l2 to certify, got {self.threat.norm}; name one of "
+                "these, or leave out certify"
+            )
         if self.batch_size != "auto":
             at_least("batch_size", self.batch_size, 1)
         if not any(not attack.control for attack in self.chosen):

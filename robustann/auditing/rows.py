@@ -79,7 +79,7 @@ class Batch:
         start: place of the first row among all audited samples.
         index: positions in the test part.
         worst: the worst image of each sample. Between the two passes only the images of ``held``
-            rows are kept, after them none.
+            rows are kept, after them none, or those that a certificate by smoothing asks about.
         attacks: the columns of each attack by its label.
         propagations: forwards and backwards spent on a sample by all attacks together.
         distance: the smallest at which a sample is known to be broken: 0 where it is wrong already,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from robustann.attacks.engine import check_classes, model_device, predict_logits
 from robustann.auditing.batching import find_batch_size, in_halves, is_out_of_memory, measure
+from robustann.auditing.certifying import check_provable, prove, with_proof
 from robustann.auditing.curve import DistanceStage, distance_stage
 from robustann.auditing.partial import Partial
 from robustann.auditing.passes import Passes
@@ -26,6 +27,7 @@ from robustann.auditing.remedies import Plan, plan, searched
 from robustann.auditing.rows import Batch, Cases
 from robustann.auditing.summary import summarize
 from robustann.auditing.weights import effort_of, measure_weights, weight_propagations
+from robustann.certificates import Smoothed
 from robustann.data import Split
 from robustann.errors import DataError, ModelError
 from robustann.findings import Finding
@@ -78,6 +80,8 @@ class Audit:
     def estimate(self, model: nn.Module, split: Split, *, class_names: Sequence[str]) -> Estimate:
         """Time one batch and say what :meth:`run` would cost at most."""
         _check_fit(model, split, class_names)
+        if self.config.certify:
+            check_provable(model, split, self.config)
         positions = self._positions(split)
         size = self._batch_size(model, split, positions, gradients=True)
         rate = measure(model, split, positions[:size], self.config.threat)
@@ -141,13 +145,16 @@ class Audit:
         Raises:
             DataError: images or labels are unfit for this model.
             ModelError: the model's output is unfit.
-            UsageError: ``state`` cannot be written.
+            UsageError: ``state`` cannot be written, or nothing can be certified.
             RobustannError: what is in ``state`` is damaged.
         """
         begin = time.perf_counter()
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         _check_fit(model, split, class_names)
         positions = self._positions(split)
+        proof = None
+        if self.config.certify:
+            proof = prove(model, split, positions, self.config, progress=progress)
         provenance = self._provenance(model, split, positions, model_name, data_name)
         partial = None if state is None else self._partial(state, model, provenance)
         batches = [] if partial is None else partial.load()
@@ -226,10 +233,12 @@ class Audit:
             ),
         )
         result = result.model_copy(update={"weights": weights})
-        if not self.config.trust:
-            return result
-        findings = self._findings(made, split, sample, result, escalate)
-        return result.model_copy(update={"findings": findings})
+        if self.config.trust:
+            findings = self._findings(made, split, sample, result, escalate)
+            result = result.model_copy(update={"findings": findings})
+        if proof is not None:
+            result = with_proof(result, proof, batches, self.config, made.draws)
+        return result
 
     def _first(
         self,
@@ -426,6 +435,8 @@ class Audit:
                 "trust": config.trust,
                 "curve": config.curve,
                 "explain": config.explain,
+                "certify": config.certify,
+                "smoothing": model.sigma if isinstance(model, Smoothed) else None,
                 "weights": config.weights,
             },
         )

@@ -27,6 +27,8 @@ from robustann.cli.options import (
 from robustann.cli.verdict import verdict
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from robustann.auditing import Estimate
 
 
@@ -90,6 +92,19 @@ if TYPE_CHECKING:
     help="Ask too what happens if bits of the stored weights are wrong, by accident or by choice.",
 )
 @click.option(
+    "--certify",
+    is_flag=True,
+    help="Prove too what no attack can break: in linf by bounds through the layers, in l2 with "
+    "--smoothing.",
+)
+@click.option(
+    "--smoothing",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SIGMA",
+    help="Audit the smoothed classifier: what the model says most often under Gaussian noise of "
+    "this standard deviation.",
+)
+@click.option(
     "--output-dir",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
@@ -138,6 +153,8 @@ def audit(
     strict: bool,
     curve: bool,
     explain: bool,
+    certify: bool,
+    smoothing: float | None,
     weights: bool,
     output_dir: Path | None,
     fail_under: tuple[str, ...],
@@ -158,6 +175,7 @@ def audit(
     """
     from robustann.attacks import parse_attack
     from robustann.auditing import Audit, AuditConfig, forget, parse_gate, with_gates
+    from robustann.certificates import Smoothed
     from robustann.reports.explain import explain as explanations
 
     if strict and not trust:
@@ -179,6 +197,7 @@ def audit(
         trust=trust,
         curve=curve,
         explain=explain,
+        certify=certify,
         weights=weights,
     )
     folder = output_dir or Path("runs", f"audit-{model_path.stem}")
@@ -188,18 +207,23 @@ def audit(
         check_targets(*(folder / name for name in ("results.json", "samples.csv", "report.html")))
     model = read_model(model_path, arch, device, quiet)
     data = read_data(data_spec, data_root, download, image_size, quiet)
+    model_name = f"{model.spec.arch} ({model_path.name})"
+    audited: nn.Module = model
+    if smoothing is not None:
+        audited = Smoothed(model, smoothing)
+        model_name += f", smoothed with sigma {smoothing:g}"
     if dry_run:
         click.echo(
-            _in_words(Audit(config).estimate(model, data.test, class_names=data.class_names))
+            _in_words(Audit(config).estimate(audited, data.test, class_names=data.class_names))
         )
         return 0
     if fresh:
         forget(state)
     result = Audit(config).run(
-        model,
+        audited,
         data.test,
         class_names=data.class_names,
-        model_name=f"{model.spec.arch} ({model_path.name})",
+        model_name=model_name,
         data_name=data.name,
         explainer=explanations,
         progress=not quiet,
@@ -263,5 +287,6 @@ def _in_words(estimate: Estimate) -> str:
     return (
         f"at most {estimate.propagations:,} propagations for {estimate.samples} images, "
         f"about {minutes} min {seconds} s on {estimate.device} in batches of "
-        f"{estimate.batch_size}; less where images fall early. Attributions come on top"
+        f"{estimate.batch_size}; less where images fall early. Attributions and certificates come "
+        "on top"
     )

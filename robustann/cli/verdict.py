@@ -10,6 +10,20 @@ if TYPE_CHECKING:
     from robustann.results import AuditResult, Weights
 
 
+def _certified(result: AuditResult) -> list[str]:
+    """What is proven, on a line of its own."""
+    found = result.certificate
+    if found is None:
+        return []
+    line = (
+        f"certified accuracy {share(found.certified_accuracy)} (95 % interval "
+        f"{share(found.interval.low)} to {share(found.interval.high)}), proven ({found.method})"
+    )
+    if found.crossed:
+        line += f"; but {len(found.crossed)} certified samples were broken: one of both is wrong"
+    return [line]
+
+
 def verdict(result: AuditResult) -> str:
     """Headline, threat model, a line for each attack, and whether to believe it."""
     from robustann.findings import unresolved
@@ -19,6 +33,7 @@ def verdict(result: AuditResult) -> str:
         f"robust accuracy {share(worst.accuracy)} (95 % interval {share(worst.interval.low)} to "
         f"{share(worst.interval.high)}), clean accuracy {share(result.clean_accuracy)}, "
         f"{result.n} images",
+        *_certified(result),
         result.threat.words,
         "",
     ]

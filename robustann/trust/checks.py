@@ -181,6 +181,15 @@ CHECKS: Mapping[str, Check] = {
         "Train the surrogate on the target's own predictions, or choose one that is alike.",
         _PINTOR,
     ),
+    "certificate-crossed": Check(
+        0.0,
+        "A proof and an attack cannot both be right: the certificate is faulty, or the attack was "
+        "judged by another model or threat model than was certified.",
+        "Believe neither figure. Run these samples through the model one by one, and check that "
+        "the certified network is the one that is attacked, in the same precision; then report "
+        "the fault.",
+        "Jia and Rinard 2021, arXiv:2003.03021",
+    ),
 }
 
 
