@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from markupsafe import Markup, escape
 
 from robustann.reports.filters import interval, percent, plain, significant
-from robustann.reports.views import in_255ths, spent
-from robustann.results import AuditResult, CurvePoint, Interval
+from robustann.reports.views import Storage, bit_error_rate, in_255ths, spent, storages
+from robustann.results import AuditResult, CurvePoint, Interval, Weights
 
 
 def _tag(name: str, *children: str, **attributes: str | float | None) -> Markup:
@@ -177,6 +177,64 @@ def effort(result: AuditResult) -> Markup:
     )
 
 
+def bit_errors(weights: Weights, chance: float) -> Markup:
+    """Error over bit error rate on a logarithmic scale: a line for the mean with its own marks, and
+    a dashed one for the worst pattern, for each way in which the weights are stored.
+
+    >>> bit_errors.__name__
+    'bit_errors'
+    """
+    shown = storages(weights)
+    rates = sorted({level.rate for storage in shown for level in storage.errors.levels})
+    first, last = math.log10(rates[0]), math.log10(rates[-1])
+
+    def x(rate: float) -> float:
+        share = (math.log10(rate) - first) / ((last - first) or 1.0)
+        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * share, 2)
+
+    y = _height
+    decades = [10.0**k for k in range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)]
+    ticks = {x(rate): bit_error_rate(rate) for rate in decades or rates}
+    shapes = _frame(y, ticks, "wrong bits, logarithmic scale")
+    shapes += _level(1 - chance, f"guessing {percent(1 - chance)}", y)
+    says = []
+    for storage in shown:
+        levels = storage.errors.levels
+        worst = _path([(x(level.rate), y(level.worst)) for level in levels])
+        mean = _path([(x(level.rate), y(level.mean)) for level in levels])
+        shapes.append(_tag("polyline", class_=f"line extreme {storage.kind}", points=worst))
+        shapes.append(_tag("polyline", class_=f"line {storage.kind}", points=mean))
+        told = [
+            f"{bit_error_rate(level.rate)} of the bits wrong: error {percent(level.mean)} in the "
+            f"mean, {percent(level.worst)} at worst"
+            for level in levels
+        ]
+        shapes += [
+            _mark(storage, x(level.rate), y(level.mean), f"{storage.words}, {one}")
+            for level, one in zip(levels, told, strict=True)
+        ]
+        says.append(f"{storage.words}: {'; '.join(told)}.")
+    return _svg(
+        "Error over the share of wrong bits in the weights",
+        " ".join(says),
+        *shapes,
+        class_="curve",
+        viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
+    )
+
+
+def _mark(storage: Storage, x: float, y: float, says: str) -> Markup:
+    """A disc, a square or a triangle, so that the lines do not differ in colour alone."""
+    classes, title = f"point {storage.kind}", _tag("title", says)
+    if storage.mark == "square":
+        corners = [(x - 4, y - 4), (x + 4, y - 4), (x + 4, y + 4), (x - 4, y + 4)]
+    elif storage.mark == "triangle":
+        corners = [(x, y - 5), (x + 5, y + 4), (x - 5, y + 4)]
+    else:
+        return _tag("circle", title, class_=classes, cx=x, cy=y, r="4")
+    return _tag("polygon", title, class_=classes, points=_path(corners))
+
+
 def _height(share: float) -> float:
     return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share, 2)
 
@@ -202,8 +260,11 @@ def _frame(y: Callable[[float], float], ticks: Mapping[float, str], axis: str) -
 
 
 def _chance(result: AuditResult, y: Callable[[float], float]) -> list[Markup]:
-    left, height = _LEFT, y(result.chance)
-    says = f"chance {percent(result.chance)}"
+    return _level(result.chance, f"chance {percent(result.chance)}", y)
+
+
+def _level(share: float, says: str, y: Callable[[float], float]) -> list[Markup]:
+    left, height = _LEFT, y(share)
     return [
         _tag("line", class_="chance", x1=left, x2=_WIDTH - _RIGHT, y1=height, y2=height),
         _tag("text", says, class_="note start", x=left + 6, y=height - 6),

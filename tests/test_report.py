@@ -30,6 +30,10 @@ from robustann.results import (
     AttackSamples,
     Attribution,
     AuditResult,
+    BitErrorLevel,
+    BitErrors,
+    BitFlip,
+    BitSearch,
     ClassScores,
     CleanSamples,
     CurvePoint,
@@ -43,6 +47,7 @@ from robustann.results import (
     Provenance,
     Scores,
     Threat,
+    Weights,
     WorstCase,
 )
 
@@ -149,6 +154,46 @@ def explanation(size: int) -> Explanation:
     return Explanation(rule="The rule of the gallery.", gallery=(sample,), drift=(drift,))
 
 
+def weights(name: str = "net.0.weight") -> Weights:
+    def errors(bits: int, *means: float) -> BitErrors:
+        levels = zip((1e-5, 1e-3, 0.01, 0.1), means, strict=True)
+        return BitErrors(
+            bits=bits,
+            stored_error=0.1,
+            levels=tuple(
+                BitErrorLevel(rate=rate, mean=mean, std=0.0123, worst=min(1.0, mean + 0.05))
+                for rate, mean in levels
+            ),
+        )
+
+    def flip(place: int, accuracy: float) -> BitFlip:
+        return BitFlip(
+            tensor=name, index=(place, 0, 1), bit=7, before=143, after=15, accuracy=accuracy
+        )
+
+    return Weights(
+        samples=200,
+        clean_error=0.1,
+        seeds=(0, 1, 2),
+        fixed=errors(8, 0.1, 0.11, 0.153, 0.6),
+        float32=errors(32, 0.12, 0.7, 0.9, 0.95),
+        guarded=errors(32, 0.1, 0.1, 0.12, 0.65),
+        search=BitSearch(
+            bits=8,
+            total_bits=1_234_568,
+            searches=2,
+            samples=100,
+            attack_samples=100,
+            stored_accuracy=0.9,
+            target=0.22,
+            reached=True,
+            flips=(flip(3, 0.6), flip(7, 0.21)),
+            control=(0.9, 0.893, 0.9),
+        ),
+        not_measured=(name,),
+    )
+
+
 def make_result(
     names: Sequence[str] = ANIMALS,
     n: int = 200,
@@ -244,6 +289,7 @@ def make_result(
         ),
         "curve_propagations": 4321,
         "explanation": explanation(size),
+        "weights": weights(),
         "findings": FINDINGS,
         "gates": (
             Gate(metric="robust_accuracy", on="lower", threshold=0.3, value=0.3123, passed=True),
@@ -328,7 +374,12 @@ def with_changes(result: AuditResult, part: str, **changes: Any) -> AuditResult:
 
 def no_attack_fell() -> AuditResult:
     return make_result(
-        strengths=(0.0, 0.0), explanation=None, curve=(), gates=(), curve_propagations=0
+        strengths=(0.0, 0.0),
+        explanation=None,
+        curve=(),
+        gates=(),
+        curve_propagations=0,
+        weights=None,
     )
 
 
@@ -340,6 +391,18 @@ VARIANTS: dict[str, Callable[[], AuditResult]] = {
     "usual": make_result,
     "two classes": lambda: make_result(("no", "yes")),
     "twenty classes": lambda: make_result([f"class {i}" for i in range(20)]),
+    "no weights": lambda: make_result(
+        weights=Weights(
+            samples=9,
+            clean_error=0.1,
+            seeds=(0,),
+            fixed=None,
+            float32=None,
+            guarded=None,
+            search=None,
+            not_measured=("got none",),
+        )
+    ),
     "hundred classes": lambda: make_result([f"class {i}" for i in range(100)], n=1000),
     "hostile names": lambda: make_result(HOSTILE),
     "nothing fell": no_attack_fell,
@@ -437,6 +500,7 @@ def test_sections_stand_in_the_order_of_their_files() -> None:
         "confusion",
         "gallery",
         "explanations",
+        "weights",
         "limits",
         "definitions",
         "provenance",
@@ -652,6 +716,7 @@ def test_hostile_strings_change_nothing() -> None:
                 f.model_copy(update={"check": bad, "explanation": bad, "remedy": f.remedy and bad})
                 for f in plain.findings
             ),
+            "weights": weights(bad),
             "gates": tuple(g.model_copy(update={"metric": bad}) for g in plain.gates),
         }
     )
@@ -698,6 +763,7 @@ def test_empty_parts_are_said_to_be_empty() -> None:
         "has no curve",
         "kept no images",
         "computed no explanations",
+        "did not ask what wrong bits in the weights do",
         "No attack broke a sample",
         "No clear loss found",
     ):
@@ -781,6 +847,82 @@ def test_a_curve_far_beyond_the_audited_eps_says_that_its_scale_changes() -> Non
     assert (sixteenth - first) / (last - first) == pytest.approx(math.sqrt(16 / 255), abs=0.001)
 
 
+def part_of(html: str, section: str) -> Page:
+    begin = html.index(f'<section id="{section}"')
+    return Page(html[begin : html.index("</section>", begin)] + "</section>")
+
+
+def test_weights_are_shown_with_every_figure_and_read_in_plain_words() -> None:
+    result = make_result()
+    assert result.weights is not None
+    page = part_of(render(result), "weights")
+    for words in (
+        "one wrong bit in 100, in weights of 8 bits, costs 5.3 points of accuracy in the mean and "
+        "10.3 points in the worst of 3 patterns",
+        "In float32 one wrong bit in 100 is enough for an error of 90.0\u202f%; a guard that looks "
+        "at the weights when they are loaded leaves 12.0\u202f%",
+        "2 flips of chosen bits, of 1,234,568, bring accuracy from 90.0\u202f% down to "
+        "21.0\u202f%, about that of guessing; as many random ones leave 89.3\u202f% or more",
+        "Hit most: net.0.weight (2)",
+        "Not measured: net.0.weight",
+    ):
+        assert words in page.text
+    curves, flips = page.tables
+    assert curves[2:][0] == ["none", *("10.0\u202f%", "", "") * 3]
+    levels = zip(
+        *(
+            e.levels
+            for e in (result.weights.fixed, result.weights.float32, result.weights.guarded)
+            if e
+        ),
+        strict=True,
+    )
+    for row, columns in zip(curves[3:], levels, strict=True):
+        assert row[0] == f"{100 * columns[0].rate:g}\u202f%"
+        assert row[1:] == [
+            percent(value) for one in columns for value in (one.mean, one.std, one.worst)
+        ]
+    assert flips[2] == ["2", "net.0.weight", "7, 0, 1", "7", "143", "15", "21.0\u202f%"]
+
+
+def test_bit_errors_are_drawn_where_they_belong_and_not_told_by_colour_alone() -> None:
+    found = weights()
+    svg = str(charts.bit_errors(found, 0.2))
+    left, right, bottom, top = 78.0, 602.0, 294.0, 32.0
+    for kind, errors in (
+        ("fixed", found.fixed),
+        ("float", found.float32),
+        ("guarded", found.guarded),
+    ):
+        assert errors is not None
+        for classes, name in ((f"line {kind}", "mean"), (f"line extreme {kind}", "worst")):
+            (line,) = re.findall(f'<polyline class="{classes}" points="([^"]+)"', svg)
+            for pair, level in zip(line.split(), errors.levels, strict=True):
+                x, y = map(float, pair.split(","))
+                share = (math.log10(level.rate) + 5) / 4
+                assert x == pytest.approx(left + (right - left) * share, abs=0.1)
+                assert y == pytest.approx(bottom + (top - bottom) * getattr(level, name), abs=0.1)
+    assert svg.count('<circle class="point fixed"') == 4
+    assert svg.count('<polygon class="point float"') == 4
+    shapes = re.findall(r'<polygon class="point (\w+)" points="([^"]+)"', svg)
+    assert {(kind, len(points.split())) for kind, points in shapes} == {
+        ("float", 4),
+        ("guarded", 3),
+    }
+    for tick in ("0.001", "0.01", "0.1", "1", "10"):
+        assert f">{tick}\u202f%<" in svg
+    assert "guessing 80.0\u202f%" in svg
+    only = found.model_copy(
+        update={
+            "fixed": found.fixed
+            and found.fixed.model_copy(update={"levels": found.fixed.levels[:1]}),
+            "float32": None,
+            "guarded": None,
+        }
+    )
+    assert ">0.001\u202f%<" in str(charts.bit_errors(only, 0.2))
+
+
 def test_a_saved_result_gives_the_same_page(tmp_path: Path) -> None:
     result = make_result()
     result.save(tmp_path)
@@ -814,6 +956,12 @@ TAMPERINGS: dict[str, tuple[str, object]] = {
     "gallery label out of range": ("explanation.gallery.0.label", 5),
     "gallery prediction out of range": ("explanation.gallery.0.attacked_prediction", -1),
     "gallery target out of range": ("explanation.gallery.0.attributions.0.target", 99),
+    "weights' error above 1": ("weights.fixed.levels.0.worst", 1.01),
+    "weights' accuracy below 0": ("weights.search.flips.0.accuracy", -0.01),
+    "bit error rate of 0": ("weights.float32.levels.0.rate", 0.0),
+    "bit error rates that fall": ("weights.guarded.levels.1.rate", 1e-6),
+    "no bit error rates": ("weights.fixed.levels", []),
+    "negative index of a weight": ("weights.search.flips.1.index", [-1]),
     "endless run": ("execution.seconds", math.inf),
     "other schema version": ("schema_version", 2),
 }
