@@ -76,7 +76,7 @@ def _settings() -> dict[str, Setting]:
             lambda threat: NoisyFastAdversarialTraining(threat, eps_warmup_epochs=0),
             {"epochs": 3, "lr": 0.1, **whole},
         ),
-        "mnist-0.3": Setting("mnist", 0.3, FastAdversarialTraining, {"epochs": 5, **whole}),
+        "mnist-0.3": Setting("mnist", 0.3, FastAdversarialTraining, {"epochs": 8, **whole}),
         "mnist-0.3-long": Setting(
             "mnist", 0.3, FastAdversarialTraining, {"epochs": 5, **whole}, tuning=4
         ),
