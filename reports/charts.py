@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from markupsafe import Markup, escape
 
 from robustann.reports.filters import interval, percent, plain, significant
-from robustann.reports.views import Storage, bit_error_rate, in_255ths, spent, storages
-from robustann.results import AuditResult, CurvePoint, Interval, Weights
+from robustann.reports.views import Storage, bit_error_rate, in_255ths, proven, spent, storages
+from robustann.results import AuditResult, CertifiedPoint, CurvePoint, Interval, Weights
 
 
 def _tag(name: str, *children: str, **attributes: str | float | None) -> Markup:
@@ -89,15 +89,17 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 78.0, 38.0, 32.0, 66.0
 
 
 def curve(result: AuditResult) -> Markup:
-    """Robust accuracy over eps with its confidence band, chance, and the audited eps.
+    """Robust accuracy over eps with its confidence band, chance, and the audited eps; below it,
+    dashed and with squares, what is certified, if anything is.
 
     >>> curve.__name__
     'curve'
     """
     threat = result.threat
     points = sorted(result.curve, key=lambda point: point.eps)
+    certified = proven(result)
     unit, per_unit = ("/255", 255.0) if in_255ths(result) else ("", 1.0)
-    last = max(points[-1].eps, threat.eps) or 1.0
+    last = max(threat.eps, points[-1].eps, *(point.eps for point in certified)) or 1.0
     # A curve may go on to where every image is lost, far beyond the eps that was asked about.
     power = 0.5 if last > 8 * threat.eps else 1.0
 
@@ -132,12 +134,23 @@ def curve(result: AuditResult) -> Markup:
         _tag("polyline", class_="line", points=_path(line)),
     ]
     shapes += [_point(p, px, py) for p, (px, py) in zip(points, line, strict=True)]
+    says = "; ".join(
+        f"eps {significant(p.eps)}: {percent(p.robust_accuracy)} ({interval(p.interval)})"
+        for p in points
+    )
+    if certified:
+        below = [(x(p.eps), y(p.certified_accuracy)) for p in certified]
+        shapes.append(_tag("polyline", class_="line certified", points=_path(below)))
+        shapes += [_square(p, px, py) for p, (px, py) in zip(certified, below, strict=True)]
+        end = "end" if below[-1][0] > (left + right) / 2 else "start"
+        at, height = below[-1]
+        shapes.append(_tag("text", "certified", class_=f"note {end}", x=at, y=height - 10))
+        says += ". Certified: " + "; ".join(
+            f"eps {significant(p.eps)}: {percent(p.certified_accuracy)}" for p in certified
+        )
     return _svg(
-        "Robust accuracy over eps",
-        "; ".join(
-            f"eps {significant(p.eps)}: {percent(p.robust_accuracy)} ({interval(p.interval)})"
-            for p in points
-        ),
+        "Robust and certified accuracy over eps" if certified else "Robust accuracy over eps",
+        says,
         *shapes,
         class_="curve",
         viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
@@ -277,6 +290,15 @@ def _point(point: CurvePoint, x: float, y: float) -> Markup:
         f"interval {interval(point.interval)}"
     )
     return _tag("circle", _tag("title", says), class_="point", cx=x, cy=y, r="4")
+
+
+def _square(point: CertifiedPoint, x: float, y: float) -> Markup:
+    says = (
+        f"eps {significant(point.eps)}: {percent(point.certified_accuracy)} certified, "
+        f"interval {interval(point.interval)}"
+    )
+    corners = [(x - 4, y - 4), (x + 4, y - 4), (x + 4, y + 4), (x - 4, y + 4)]
+    return _tag("polygon", _tag("title", says), class_="point certified", points=_path(corners))
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

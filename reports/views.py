@@ -14,6 +14,7 @@ from robustann.results import (
     BitErrorLevel,
     BitErrors,
     BitSearch,
+    CertifiedPoint,
     ClassScores,
     Drift,
     Hardening,
@@ -30,6 +31,10 @@ DEFINITIONS: dict[str, str] = {
         "Share of the samples that stay correctly classified under every attack of the audit: "
         "for each sample, its worst outcome counts. Samples that the model gets wrong unattacked "
         "count as wrong."
+    ),
+    "certified accuracy": (
+        "Share of the samples that are proven to be classified correctly whatever the threat model "
+        "allows. It bounds the robust accuracy from below, as attacks bound it from above."
     ),
     "interval": (
         "Wilson's 95 % confidence interval. It covers the chance in which test samples were "
@@ -313,6 +318,37 @@ def reading(drift: Drift) -> str:
     if attacked.n < 20:
         text += f" With {attacked.n} samples this is no more than a hint."
     return text
+
+
+def proven(result: AuditResult) -> list[CertifiedPoint]:
+    """Certified accuracy over rising eps; empty where the audit has no certificate."""
+    found = result.certificate
+    return sorted(found.curve, key=lambda point: point.eps) if found else []
+
+
+# How a certificate was made.
+METHODS = {
+    "crown": "linear bounds through every layer (CROWN)",
+    "ibp": "intervals through every layer (IBP)",
+    "smoothing": "randomised smoothing",
+}
+
+
+def undecided(result: AuditResult) -> int:
+    """How many samples the model gets right that were neither certified nor broken."""
+    held = result.certificate.certified if result.certificate else (False,) * result.n
+    clean, broken_by = result.clean_samples, result.worst_case.broken_by
+    rows = zip(clean.label, clean.prediction, broken_by, held, strict=True)
+    return sum(y == seen and by is None and not proof for y, seen, by, proof in rows)
+
+
+def crossed(result: AuditResult, limit: int = 20) -> str:
+    """Positions in the test part of samples that are certified and broken."""
+    if result.certificate is None:
+        return ""
+    rows = result.certificate.crossed
+    more = ", ..." if len(rows) > limit else ""
+    return ", ".join(str(result.clean_samples.index[row]) for row in rows[:limit]) + more
 
 
 def spent(result: AuditResult, limit: int = 60) -> list[tuple[int, float]]:

@@ -34,6 +34,8 @@ from robustann.results import (
     BitErrors,
     BitFlip,
     BitSearch,
+    Certificate,
+    CertifiedPoint,
     ClassScores,
     CleanSamples,
     CurvePoint,
@@ -194,6 +196,27 @@ def weights(name: str = "net.0.weight") -> Weights:
     )
 
 
+def certificate(right: Sequence[bool], hardness: Sequence[float]) -> Certificate:
+    """Proven at the audited eps for what would take an attack of a strength above 0.8."""
+    n = len(right)
+    held = tuple(ok and hard > 0.8 for ok, hard in zip(right, hardness, strict=True))
+    share = sum(held) / n
+    return Certificate(
+        method="crown",
+        words="Bounds were carried through every layer.",
+        eps=8 / 255,
+        certified_accuracy=share,
+        interval=wilson(sum(held), n),
+        certified=held,
+        settings={"sigma": 0.25, "n": 1000},
+        curve=tuple(
+            CertifiedPoint(eps=e / 255, certified_accuracy=s, interval=wilson(round(s * n), n))
+            for e, s in ((0, 0.9), (4, 0.4), (8, share), (16, 0.0))
+        ),
+        crossed=(),
+    )
+
+
 def make_result(
     names: Sequence[str] = ANIMALS,
     n: int = 200,
@@ -290,6 +313,10 @@ def make_result(
         "curve_propagations": 4321,
         "explanation": explanation(size),
         "weights": weights(),
+        "certificate": certificate(
+            [by is None and p == y for by, p, y in zip(fallen_by, clean, labels, strict=True)],
+            hardness,
+        ),
         "findings": FINDINGS,
         "gates": (
             Gate(metric="robust_accuracy", on="lower", threshold=0.3, value=0.3123, passed=True),
@@ -380,6 +407,7 @@ def no_attack_fell() -> AuditResult:
         gates=(),
         curve_propagations=0,
         weights=None,
+        certificate=None,
     )
 
 
@@ -495,6 +523,7 @@ def test_sections_stand_in_the_order_of_their_files() -> None:
         "trust",
         "attacks",
         "curve",
+        "certificate",
         "effort",
         "classes",
         "confusion",
@@ -717,6 +746,8 @@ def test_hostile_strings_change_nothing() -> None:
                 for f in plain.findings
             ),
             "weights": weights(bad),
+            "certificate": plain.certificate
+            and plain.certificate.model_copy(update={"words": bad, "settings": {bad: bad, "n": 1}}),
             "gates": tuple(g.model_copy(update={"metric": bad}) for g in plain.gates),
         }
     )
@@ -764,6 +795,8 @@ def test_empty_parts_are_said_to_be_empty() -> None:
         "kept no images",
         "computed no explanations",
         "did not ask what wrong bits in the weights do",
+        "This audit proved nothing",
+        "An upper bound found by attacks, not a certificate.",
         "No attack broke a sample",
         "No clear loss found",
     ):
@@ -835,6 +868,57 @@ def test_curve_puts_every_point_where_it_belongs(eps_text: str) -> None:
     assert float(audited) == pytest.approx((left + right) / 2, abs=0.1)
     assert (">8/255<" in svg) == (eps_text == "8/255")
     assert svg.count('class="point"') == len(result.curve)
+
+
+def test_both_sides_are_shown_and_told_apart_without_colour() -> None:
+    result = make_result()
+    found = result.certificate
+    assert found is not None
+    html = render(result)
+    text = Page(html).text
+    for words in (
+        f"{percent(found.certified_accuracy)} certified accuracy 95 % interval "
+        f"{interval(found.interval)}",
+        found.words,
+        "Bounded from both sides",
+        "certified: dashed line, squares",
+        "not broken: solid line, discs",
+    ):
+        assert words in text
+    assert "not a certificate" not in text
+    assert "contradict" not in text
+    undecided = views.correct(result.worst_case.scores) - sum(found.certified)
+    assert f"Neither proven nor broken{undecided} samples" in text
+    svg = str(charts.curve(result))
+    line = re.findall(r'<polyline class="line certified" points="([^"]+)"', svg)[0]
+    places = [tuple(map(float, pair.split(","))) for pair in line.split()]
+    assert svg.count('class="point certified"') == len(places) == len(found.curve)
+    assert ">certified</text>" in svg
+    for (x, y), point in zip(places, found.curve, strict=True):
+        assert x == pytest.approx(78 + 524 * point.eps * 255 / 16, abs=0.1)
+        assert y == pytest.approx(294 - 262 * point.certified_accuracy, abs=0.1)
+    alone = str(charts.curve(result.model_copy(update={"certificate": None})))
+    assert "certified" not in alone
+
+
+def test_a_certificate_beyond_the_attacks_widens_the_chart() -> None:
+    result = make_result()
+    assert result.certificate is not None
+    far = CertifiedPoint(eps=32 / 255, certified_accuracy=0.0, interval=wilson(0, 200))
+    svg = str(charts.curve(with_changes(result, "certificate", curve=(far,))))
+    line = re.findall(r'<polyline class="line" points="([^"]+)"', svg)[0].split()
+    assert float(line[-1].split(",")[0]) == pytest.approx(78 + 524 / 2, abs=0.1)
+
+
+def test_a_contradiction_is_the_first_thing_said() -> None:
+    result = with_changes(make_result(), "certificate", crossed=(3, 7))
+    page = Page(render(result))
+    start = page.text.index("A proof and an attack contradict each other: see the certificate")
+    assert start < page.text.index("worst-case robust accuracy")
+    assert "2 of 200 samples are certified and were broken" in page.text
+    assert "at the positions 3, 7 of the test part" in page.text
+    assert "Certificate and attacks contradict each other." in page.text
+    assert "Bounded from both sides" not in page.text
 
 
 def test_a_curve_far_beyond_the_audited_eps_says_that_its_scale_changes() -> None:
@@ -962,6 +1046,9 @@ TAMPERINGS: dict[str, tuple[str, object]] = {
     "bit error rates that fall": ("weights.guarded.levels.1.rate", 1e-6),
     "no bit error rates": ("weights.fixed.levels", []),
     "negative index of a weight": ("weights.search.flips.1.index", [-1]),
+    "certificate of another length": ("certificate.certified", [True]),
+    "certified accuracy of other samples": ("certificate.certified_accuracy", 1.0),
+    "crossed out of range": ("certificate.crossed", [200]),
     "endless run": ("execution.seconds", math.inf),
     "other schema version": ("schema_version", 2),
 }
