@@ -2,8 +2,8 @@
 
 Both see the same images of each model, those that it classifies correctly. AutoAttack is
 torchattacks' (Kim, 2020); its forwards and backwards are counted by a wrapper, ours by the engine.
-Without ``--model`` it trains two small MNIST models first, one with PGD, one with a single step,
-which masks gradients.
+Without ``--model`` it trains three small MNIST models first: with PGD, with TRADES, and with a
+single step, which masks gradients.
 
     python benchmarks/verdict.py --data-root data --samples 500
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import robustann as ra
 from robustann.attacks.engine import predict_logits
-from robustann.defenses import AdversarialTraining
+from robustann.defenses import TRADES, AdversarialTraining
 from robustann.files import write_text
 
 
@@ -47,12 +47,19 @@ class Counting(nn.Module):
 
 
 def trained(data: ra.ImageData, threat: ra.ThreatModel, images: int) -> dict[str, nn.Module]:
-    """A PGD-trained and a single-step-trained small CNN."""
+    """Small CNNs, trained with PGD, with TRADES, and with a single step, unwatched."""
     part = dataclasses.replace(data, train=data.train.subset(range(images)))
-    attacks = {"pgd-trained": ra.PGD(steps=7), "single-step-trained": ra.PGD(steps=1)}
+    single = ra.PGD(steps=1)
+    steps: dict[str, Any] = {
+        "pgd-trained": AdversarialTraining(ra.PGD(steps=7), threat),
+        "trades-trained": TRADES(threat),
+        # Masked gradients are what this one is for.
+        "single-step-trained": AdversarialTraining(
+            single, threat, watch=False, validation_attack=single
+        ),
+    }
     return {
-        name: ra.train("small-cnn", part, step=AdversarialTraining(attack, threat), epochs=8).model
-        for name, attack in attacks.items()
+        name: ra.train("small-cnn", part, step=step, epochs=8).model for name, step in steps.items()
     }
 
 

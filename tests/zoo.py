@@ -130,6 +130,19 @@ class ArgmaxHead(Wrapped):
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
 
 
+class Closed(nn.Module):
+    """Returns the predicted class alone, and keeps its network where no attacker finds it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        # Not a submodule.
+        self.hidden = [inner]
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.hidden[0](x)
+        return F.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
+
+
 class HashedTransform(Wrapped):
     """Changes every image by noise that hangs on its own bytes: repeatable, and new at each step
     of an attack."""
@@ -206,6 +219,7 @@ ZOO: dict[str, Exhibit] = {
     "softmax inside": Exhibit(SoftmaxInside, "softmax-output"),
     "k winners take all": Exhibit(winners_take_all, "gradient-shattered"),
     "argmax head": Exhibit(ArgmaxHead, "gradient-missing"),
+    "closed": Exhibit(Closed, "gradient-missing"),
     "hashed transform": Exhibit(HashedTransform, "gradient-mismatch"),
     "batch statistics": Exhibit(BatchStatistics, "batch-dependent"),
     "purified": Exhibit(Purified, "dynamic-defense"),

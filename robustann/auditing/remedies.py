@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustann.attacks import Attack, Square
 from robustann.attacks.rays import RayS
+from robustann.auditing.inner import Part, SeenThrough
 from robustann.auditing.presets import Stage
 from robustann.findings import Finding
 from robustann.threat import ThreatModel
@@ -109,6 +110,7 @@ def plan(
     queries: int,
     draws: int = 1,
     fixed: bool = False,
+    part: Part | None = None,
 ) -> Plan:
     """Adapt an audit to what the diagnosis says.
 
@@ -116,8 +118,9 @@ def plan(
     Where gradients are missing or mislead, where the model optimises while it predicts, and where
     predictions hang on the batch, a search from scratch by scores, of so many ``queries`` an
     image, is added; where gradients are missing, also one that needs the predicted class alone,
-    of as many, and attacks by gradients are left out. ``fixed`` keeps the attacks as they are,
-    since the caller named them.
+    of as many, and attacks by gradients are left out; unless there is a ``part`` of the model
+    through which they can see it. ``fixed`` keeps the attacks as they are, since the caller named
+    them.
     """
     done: dict[str, str] = {}
     attacked = model
@@ -134,9 +137,18 @@ def plan(
             f"Logits and gradients were averaged over {draws} draws (EOT), and a success had to "
             "hold for the average."
         )
+    seen = ""
+    if part is not None:
+        attacked = SeenThrough(model, part.module)
+        seen = (
+            f"Gradients were taken through '{part.name}', a part of the model that has them and "
+            f"agrees with it on {part.agreement:.0%} of the images, as if the rest were the "
+            "identity (BPDA); successes are the whole model's. "
+        )
+    gradients = not diagnosis.gradient_missing or part is not None
     chosen = tuple(stages)
     added: list[str] = []
-    if diagnosis.gradient_missing and not fixed:
+    if not gradients and not fixed:
         chosen = tuple(stage for stage in stages if stage.attack.access != "white-box")
     suspect = (
         diagnosis.gradient_missing
@@ -151,17 +163,19 @@ def plan(
         if not fixed and threat.norm in search.norms:
             chosen = (*chosen, Stage(search))
             added.append(f"{how} ({search.label})")
-    told = f"Searches without gradients were added: {', '.join(added)}."
+    told = f"{seen}Searches without gradients were added: {', '.join(added)}."
     if added:
         for check in (
             "gradient-mismatch", "gradient-shattered", "dynamic-defense", "batch-dependent"
         ):  # fmt: skip
             done[check] = told
+        if part is not None:
+            done["gradient-missing"] = told
     findings = tuple(
         one.remedied(done[one.check]) if one.verdict == "fail" and one.check in done else one
         for one in diagnosis.findings
     )
-    if added and diagnosis.gradient_missing:
+    if added and not gradients:
         # The searches stand alone there. That check stays failed, unless next to nothing stands:
         # see :func:`searched`.
         findings = tuple(
@@ -179,7 +193,7 @@ def plan(
         attacked,
         chosen,
         draws,
-        not diagnosis.gradient_missing,
+        gradients,
         findings,
         diagnosis.propagations,
     )

@@ -20,6 +20,7 @@ from robustann.attacks.engine import check_classes, model_device, predict_logits
 from robustann.auditing.batching import find_batch_size, in_halves, is_out_of_memory, measure
 from robustann.auditing.certifying import check_provable, prove, with_proof
 from robustann.auditing.curve import DistanceStage, distance_stage
+from robustann.auditing.inner import differentiable_part
 from robustann.auditing.partial import Partial
 from robustann.auditing.passes import Passes
 from robustann.auditing.presets import AuditConfig, Stage, get_preset, labelled
@@ -30,7 +31,6 @@ from robustann.auditing.weights import effort_of, measure_weights, weight_propag
 from robustann.certificates import Smoothed
 from robustann.data import Split
 from robustann.errors import DataError, ModelError
-from robustann.findings import Finding
 from robustann.models import tensor_digest
 from robustann.progress import progress_bar
 from robustann.results import AuditResult, Execution, Explanation, Provenance
@@ -41,8 +41,8 @@ from robustann.trust import combine, diagnose, probe, review
 _SELECTION_SEED = 20_240_229
 # Images that the trust checks look at.
 _TRUST_IMAGES = 64
-# About what their experiments cost on each.
-_TRUST_PROPAGATIONS = 600
+# What their experiments cost on each at most, about.
+_TRUST_PROPAGATIONS = 800
 # Samples that the check by search goes to at the least, where there are so many.
 _LEAST_CHECKED = 32
 
@@ -83,25 +83,27 @@ class Audit:
         if self.config.certify:
             check_provable(model, split, self.config)
         positions = self._positions(split)
-        size = self._batch_size(model, split, positions, gradients=True)
-        rate = measure(model, split, positions[:size], self.config.threat)
-        share = self._share(len(positions))
+        order = torch.randperm(len(positions), generator=_generator(1))
+        made = self._plan(model, split, positions[order[:_TRUST_IMAGES]])
+        size = self._batch_size(made.model, split, positions, made.gradients)
+        rate = measure(made.model, split, positions[:size], self.config.threat, made.gradients)
         forwards, backwards = 1.0, 0.0
-        stages = (*self.config.stages, *self.config.check, *self.config.escalation)
-        for stage in stages:
-            goes_to = share if stage in self.config.check else 1.0
+        further = (*self._checks(len(positions)), *self.config.escalation)
+        for stage in (*made.stages, *made.fitting(further)):
+            goes_to = stage.share * made.draws
             # A success is confirmed by a forward of its own.
             forwards += goes_to * (stage.attack.cost[0] + 1)
             backwards += goes_to * stage.attack.cost[1]
         if self.config.budget is not None and forwards + backwards > self.config.budget:
             scale = (self.config.budget + 3) / (forwards + backwards)
             forwards, backwards = forwards * scale, backwards * scale
-        distances = self._distance_stage(split, gradients=True)
+        distances = self._distance_stage(split, made.gradients)
         if distances is not None:
-            forwards, backwards = (
-                forwards + distances.cost[0],
-                backwards + distances.cost[1],
-            )
+            forwards += made.draws * distances.cost[0]
+            backwards += made.draws * distances.cost[1]
+        checked = min(_TRUST_IMAGES, len(positions)) / len(positions) if self.config.trust else 0.0
+        forwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
+        backwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
         seconds = len(positions) * (forwards * rate.forward + backwards * rate.backward)
         faults = self._fault_propagations(model, len(positions))
         seconds += faults * rate.forward
@@ -173,8 +175,10 @@ class Audit:
             if budget is None:
                 spent = time.perf_counter() - begin
                 budget = self._affordable(made, split, positions, size, distances, spent)
-        stages = labelled((*made.stages, *self._checks(len(positions)), *self.config.escalation))
-        main, checks = len(made.stages), len(self.config.check)
+        check = made.fitting(self._checks(len(positions)))
+        escalation = made.fitting(self.config.escalation)
+        stages = labelled((*made.stages, *check, *escalation))
+        main, checks = len(made.stages), len(check)
         passes = Passes(
             plan=made,
             config=self.config,
@@ -234,8 +238,7 @@ class Audit:
         )
         result = result.model_copy(update={"weights": weights})
         if self.config.trust:
-            findings = self._findings(made, split, sample, result, escalate)
-            result = result.model_copy(update={"findings": findings})
+            result = self._reviewed(made, split, sample, result, escalate)
         if proof is not None:
             result = with_proof(result, proof, batches, self.config, made.draws)
         return result
@@ -347,10 +350,12 @@ class Audit:
         draws = 1 if config.attacks is not None else self.preset.draws
         if not config.trust:
             return Plan(model, config.stages, draws, True, ())
-        found = diagnose(
-            model, split.images(sample).cpu(), split.labels[sample], config.threat,
-            seed=config.seed,
-        )  # fmt: skip
+        x, labels = split.images(sample).cpu(), split.labels[sample]
+        found = diagnose(model, x, labels, config.threat, seed=config.seed)
+        part = None
+        if found.gradient_missing or found.gradient_unreliable or found.dynamic:
+            device = model_device(model)
+            part = differentiable_part(model, x.to(device), labels.to(device), config.seed)
         return plan(
             model,
             config.stages,
@@ -359,12 +364,13 @@ class Audit:
             queries=self.preset.queries,
             draws=draws,
             fixed=config.attacks is not None,
+            part=part,
         )
 
-    def _findings(
+    def _reviewed(
         self, made: Plan, split: Split, sample: Tensor, result: AuditResult, escalated: bool
-    ) -> tuple[Finding, ...]:
-        """What the diagnosis, small experiments and the outcomes themselves say."""
+    ) -> AuditResult:
+        """The result with what the diagnosis, small experiments and the outcomes say."""
         threat = self.config.threat
         probed = probe(
             made.model,
@@ -381,8 +387,15 @@ class Audit:
             chance=result.chance,
             widest=threat.widest(math.prod(split.shape)),
         )
-        stages = (*made.stages, *(self.config.escalation if escalated else ()))
-        return searched(stages, combine(made.findings, probed, reviewed))
+        stages = (*made.stages, *(made.fitting(self.config.escalation) if escalated else ()))
+        findings = searched(
+            stages,
+            combine(made.findings, probed, reviewed),
+            robust_accuracy=result.robust_accuracy,
+            chance=result.chance,
+        )
+        spent = made.propagations + probed.propagations
+        return result.model_copy(update={"findings": findings, "trust_propagations": spent})
 
     def _positions(self, split: Split) -> Tensor:
         return chosen_samples(len(split), self.config.max_samples)

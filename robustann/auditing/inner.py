@@ -1,0 +1,131 @@
+"""A model seen through a part of itself that has gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustann.attacks.engine import frozen
+from robustann.attacks.losses import margin
+
+# Of the images, so many must get the same class from the part alone ...
+_AGREEMENT = 0.8
+# ... and so many a gradient.
+_SLOPED = 0.9
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model that takes the same images and answers for the same classes.
+
+    ``name`` says where it is; ``agreement`` is the share of images that it puts into the same class
+    as the whole model does.
+    """
+
+    name: str
+    module: nn.Module
+    agreement: float
+
+
+class SeenThrough(nn.Module):
+    """The whole model's prediction, with the logits and the gradient of a part of it.
+
+    What surrounds the part (a quantised input, a one-hot output, a detour without a graph) is
+    taken for the identity in the backward pass (BPDA: Athalye et al., ICML 2018). The predicted
+    class is always the whole model's: where the part's differs, its logit and the highest one
+    change places.
+
+    >>> class Rounded(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.inner = nn.Flatten()
+    ...     def forward(self, x):
+    ...         return nn.functional.one_hot(self.inner(x.round()).argmax(1), 2).float()
+    >>> model = Rounded()
+    >>> x = torch.tensor([[[[0.6, 0.7]]]])
+    >>> SeenThrough(model, model.inner)(x), model(x)
+    (tensor([[0.7000, 0.6000]]), tensor([[1., 0.]]))
+    """
+
+    def __init__(self, model: nn.Module, part: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            whole: Tensor = self.model(x)
+            predicted = whole.argmax(1, keepdim=True)
+        logits: Tensor = self.part(x)
+        highest = logits.argmax(1, keepdim=True)
+        order = torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
+        order = order.scatter(1, predicted, highest).scatter(1, highest, predicted)
+        seen = logits.gather(1, order)
+        # What the whole model cannot compute is not hidden by a part that can.
+        return torch.where(whole.isfinite().all(1, keepdim=True), seen, whole)
+
+
+def differentiable_part(model: nn.Module, x: Tensor, labels: Tensor, seed: int) -> Part | None:
+    """The outermost part of a model that could be attacked in its place; None if there is none.
+
+    It takes images of the same shape (where it stands in the model they may be changed ones),
+    answers for the same classes, mostly agrees with the whole model on ``x`` (N, C, H, W), and has
+    gradients there. Parts are submodules and the tails of sequences of them.
+    """
+    with frozen(model, seed):
+        called = _called(model, x)
+        with torch.no_grad():
+            whole: Tensor = model(x)
+        for name, module in _parts(model, called):
+            try:
+                images = x.clone().requires_grad_()
+                logits = module(images)
+                fits = isinstance(logits, Tensor) and logits.shape == whole.shape
+                if not fits or not logits.requires_grad or not bool(logits.isfinite().all()):
+                    continue
+                (slope,) = torch.autograd.grad(margin(logits, labels).sum(), images)
+            # A part need not run by itself.
+            except Exception:
+                continue
+            agreement = float((logits.argmax(1) == whole.argmax(1)).double().mean())
+            sloped = slope.flatten(1).abs().amax(1)
+            share = float(((sloped > 0) & sloped.isfinite()).double().mean())
+            if agreement >= _AGREEMENT and share >= _SLOPED:
+                return Part(name, module, agreement)
+    return None
+
+
+def _called(model: nn.Module, x: Tensor) -> set[nn.Module]:
+    """The submodules that are given images of the shape of ``x`` in a forward pass."""
+    called: set[nn.Module] = set()
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], *_: Any) -> None:
+        first = inputs[0] if inputs else None
+        if isinstance(first, Tensor) and first.shape == x.shape:
+            called.add(module)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
+def _parts(model: nn.Module, called: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if module not in called:
+            continue
+        if module is not model:
+            yield name, module
+        if isinstance(module, nn.Sequential):
+            children = list(module.children())
+            for start in range(1, len(children)):
+                if children[start] in called:
+                    yield f"{name or 'the model'}[{start}:]", nn.Sequential(*children[start:])
