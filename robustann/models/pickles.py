@@ -1,0 +1,164 @@
+"""What a pickle would do, read from its opcodes; nothing is unpickled."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from dataclasses import dataclass
+from typing import Any
+
+_MAX_OPCODES = 5_000_000
+_MAX_NESTED = 3
+_MAX_GLOBALS = 1000
+
+_UNKNOWN = "computed while unpickling"
+_CALLS = frozenset({"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"})
+
+# All that the weights of a network need; each makes plain data. Stricter than what PyTorch's own
+# weights-only unpickler admits.
+_DATA = frozenset(
+    {
+        "collections.Counter",
+        "collections.OrderedDict",
+        "torch.Size",
+        "torch.Tensor",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3",
+        "torch.device",
+        "torch.nn.parameter.Parameter",
+        "torch.storage.UntypedStorage",
+        *(
+            f"torch.{name}Storage"
+            for name in ("BFloat16", "Bool", "Byte", "Char", "ComplexDouble", "ComplexFloat",
+                         "Double", "Float", "Half", "Int", "Long", "Short")
+        ),
+        *(
+            f"torch.{name}"
+            for name in ("bfloat16", "bool", "complex64", "complex128", "float16", "float32",
+                         "float64", "int8", "int16", "int32", "int64", "uint8", "uint16",
+                         "uint32", "uint64")
+        ),
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pickle:
+    """What the opcodes of one pickle ask for.
+
+    Attributes:
+        globals: functions and classes that unpickling would import, as ``module.name``, in the
+            order of their first use; those in pickles inside it too.
+        calls: how many times it would call or change what it imported.
+        size: bytes from its first opcode to its last.
+        fault: why it cannot be read to its end; None for a whole one.
+        magic: the number it holds, if it holds nothing else; old PyTorch files begin so.
+
+    >>> Pickle(("os.system",), 1, 20, None, None).beyond_tensors
+    ('os.system',)
+    """
+
+    globals: tuple[str, ...]
+    calls: int
+    size: int
+    fault: str | None
+    magic: int | None
+
+    @property
+    def beyond_tensors(self) -> tuple[str, ...]:
+        """Those of the globals that no weights need."""
+        return tuple(name for name in self.globals if name not in _DATA)
+
+
+def scan_pickle(content: bytes | memoryview, start: int = 0) -> Pickle:
+    """Read one pickle from ``start``, opcode by opcode.
+
+    >>> import pickle
+    >>> scan_pickle(pickle.dumps(print)).globals
+    ('builtins.print',)
+    >>> scan_pickle(pickle.dumps([1, 2])[:-1]).fault
+    'pickle exhausted before seeing STOP'
+    """
+    return _scan(io.BytesIO(content), start, 0)
+
+
+def _scan(stream: io.BytesIO, start: int, depth: int) -> Pickle:
+    stream.seek(start)
+    found: dict[str, None] = {}
+    # What is on the stack, as far as names need it: text, _MARK, or None for anything else.
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    calls = opcodes = 0
+    magic = fault = None
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            opcodes += 1
+            if opcodes > _MAX_OPCODES or len(found) > _MAX_GLOBALS:
+                fault = f"more than {_MAX_OPCODES} opcodes or {_MAX_GLOBALS} globals"
+                break
+            name = opcode.name
+            calls += name in _CALLS
+            if opcodes == 2 and name in ("LONG1", "LONG"):
+                magic = argument
+            elif name not in ("STOP", "PROTO"):
+                magic = None
+            if name in ("GLOBAL", "INST"):
+                found[str(argument).replace(" ", ".", 1)] = None
+            elif name == "STACK_GLOBAL":
+                parts = stack[-2:]
+                known = len(parts) == 2 and all(isinstance(part, str) for part in parts)
+                found[".".join(parts) if known else f"({_UNKNOWN})"] = None
+            elif name.startswith("EXT"):
+                found[f"(extension {argument} of copyreg)"] = None
+            if isinstance(argument, bytes | bytearray) and depth < _MAX_NESTED:
+                for inner in _nested(bytes(argument), depth):
+                    found.setdefault(inner)
+            _move(stack, memo, opcode, argument)
+    # Damage shows as any of these, and as an encoding error, which is a ValueError.
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        fault = f"{error!s:.200}" or type(error).__name__
+    return Pickle(tuple(found), calls, stream.tell() - start, fault, magic)
+
+
+def _nested(content: bytes, depth: int) -> tuple[str, ...]:
+    """Globals of a pickle inside a pickle, which a call of ``pickle.loads`` would reach."""
+    if content[:1] != b"\x80" or content[-1:] != b".":
+        return ()
+    return _scan(io.BytesIO(content), 0, depth + 1).globals
+
+
+_MARK = object()
+
+
+def _move(stack: list[Any], memo: dict[int, Any], opcode: Any, argument: Any) -> None:
+    """What the opcode does to the stack, as pickletools describes it."""
+    name = opcode.name
+    if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+        memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1] if stack else None
+        return
+    if name in ("GET", "BINGET", "LONG_BINGET"):
+        stack.append(memo.get(argument))
+        return
+    if name == "DUP":
+        stack.append(stack[-1] if stack else None)
+        return
+    if pickletools.markobject in opcode.stack_before or (name == "POP" and stack[-1:] == [_MARK]):
+        while stack and stack.pop() is not _MARK:
+            pass
+        above = opcode.stack_before.index(pickletools.markobject) if name != "POP" else 0
+        for _ in range(above):
+            if stack:
+                stack.pop()
+    else:
+        for _ in opcode.stack_before:
+            if stack:
+                stack.pop()
+    for kind in opcode.stack_after:
+        if kind is pickletools.markobject:
+            stack.append(_MARK)
+        else:
+            stack.append(
+                argument if isinstance(argument, str) and not opcode.stack_before else None
+            )
