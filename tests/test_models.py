@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from robustann.errors import ModelError, RobustannError, UsageError
+from robustann.errors import ModelError, RefusedError, RobustannError, UsageError
 from robustann.models import (
     ARCHITECTURES,
     ImageClassifier,
@@ -573,23 +573,28 @@ def _write_hdf5(path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["model.safetensors", "model.pt"])
 @pytest.mark.parametrize(
-    ("write", "message"),
+    ("write", "error", "message"),
     [
-        (_write_torch, "a zip archive, as torch.save"),
-        (_write_old_torch, "a Python pickle"),
-        (_write_pickle, "a Python pickle"),
-        (_write_onnx, "ONNX"),
-        (_write_text, "something else"),
-        (_write_hdf5, "HDF5"),
-        (_write_lfs, "git lfs pull"),
+        (_write_torch, RefusedError, "a zip archive, as torch.save .*getattr, pathlib"),
+        (_write_old_torch, RefusedError, "from before PyTorch 1.6.*getattr, pathlib"),
+        (_write_pickle, RefusedError, "a Python pickle.*getattr, pathlib"),
+        (_write_onnx, RefusedError, "an ONNX file"),
+        (_write_text, ModelError, "got a text; "),
+        (_write_hdf5, RefusedError, "HDF5"),
+        (_write_lfs, ModelError, "git lfs pull"),
     ],
 )
 def test_other_formats_are_refused_unopened(
-    here: Path, write: Callable[[Path], None], message: str, ending: str
+    here: Path,
+    write: Callable[[Path], None],
+    error: type[RobustannError],
+    message: str,
+    ending: str,
 ) -> None:
     write(Path(ending))
-    with pytest.raises(ModelError, match=f"{message}.* safetensors alone.*save_model"):
+    with pytest.raises(error, match=message) as caught:
         load_model(ending)
+    assert ("safetensors.torch.save_file" in str(caught.value)) == ("getattr" in message)
     assert not Path("exploded").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -60,6 +61,26 @@ class ModelSpec(BaseModel):
         return len(self.class_names)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The file that a model was loaded from.
+
+    Attributes:
+        path: as it was given.
+        sha256: of its content, in hex.
+        kind: what it is, by its content.
+        notes: what was done to get at the weights, one sentence each.
+
+    >>> Origin("m.pt", "0" * 64, "torch", ()).kind
+    'torch'
+    """
+
+    path: str
+    sha256: str
+    kind: str
+    notes: tuple[str, ...]
+
+
 class Normalize(nn.Module):
     """``(images - mean) / std``, channel by channel.
 
@@ -87,6 +108,9 @@ class ImageClassifier(nn.Module):
         net: takes normalised images, gives logits.
         spec: what it was made from.
 
+    Attributes:
+        origin: the file it was loaded from; None for a new model.
+
     Raises:
         ModelError: when called with images of other dimensions or channels.
 
@@ -102,6 +126,7 @@ class ImageClassifier(nn.Module):
         self.normalize = Normalize(spec.mean, spec.std)
         self.net = net
         self.spec = spec
+        self.origin: Origin | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images in [0, 1]."""

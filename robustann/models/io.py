@@ -1,4 +1,4 @@
-"""Model files: weights as safetensors, everything else in a JSON sidecar. No pickle, ever."""
+"""Model files: weights as safetensors, everything else in a JSON sidecar; and bare weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from robustann import files
 from robustann.errors import ModelError, UsageError
-from robustann.models.classifier import ImageClassifier, ModelSpec
+from robustann.models.classifier import ImageClassifier, ModelSpec, Origin
+from robustann.models.fitting import align, count_classes
+from robustann.models.fitting import check_finite as check_finite
+from robustann.models.fitting import check_state as check_state
 from robustann.models.registry import (
     build,
     check_logits,
@@ -25,31 +28,15 @@ from robustann.models.registry import (
     first_problem,
     is_code,
 )
+from robustann.models.shown import shown
+from robustann.models.sniffing import MAX_BYTES, Kind
+from robustann.models.weights import Weights, read_weights
 
 SCHEMA_VERSION = 1
 
 _SUFFIX = ".safetensors"
 _MAX_SIDECAR = 16 * 2**20
-_MAX_HEADER = 100 * 2**20  # what the safetensors library accepts
-_SHOWN = 3
-
-_CONVERT = (
-    "robustann reads safetensors alone, because other formats can run code when they are opened. "
-    "Load the file where you trust it, copy the weights into a model from "
-    "robustann.models.create_model, and call robustann.models.save_model"
-)
-
-# First bytes of what people may try to load.
-_FORMATS = {
-    b"PK\x03\x04": "a zip archive, as torch.save and TorchScript write",
-    b"\x89HDF": "an HDF5 file, as Keras writes",
-    b"\x1f\x8b": "a gzip archive",
-    b"GGUF": "a GGUF file",
-    b"\x93NUMPY": "a NumPy file",
-    b"\x80": "a Python pickle, as old torch.save writes",
-    b"\x08": "perhaps an ONNX file",
-    b"version https://": "a Git LFS pointer, which 'git lfs pull' replaces by the file",
-}
+_MOST_CHANNELS = 4096
 
 
 class Sidecar(BaseModel):
@@ -124,9 +111,9 @@ def save_model(
         name: value.detach().cpu().contiguous().clone()
         for name, value in model.state_dict().items()
     }
-    _check_finite(tensors, "the model", "train it again with a lower learning rate")
+    check_finite(tensors, "the model", "train it again with a lower learning rate")
     if not is_code(model.spec.arch):
-        _check_state(expected_tensors(model.spec), tensors, "the model", model.spec.arch)
+        check_state(expected_tensors(model.spec), tensors, "the model", model.spec.arch)
     content = save(tensors, metadata={"format": "pt"})
     sidecar = Sidecar(
         schema_version=SCHEMA_VERSION,
@@ -150,43 +137,79 @@ def load_model(
     *,
     arch: str | None = None,
     device: str | torch.device = "cpu",
+    sha256: str | None = None,
+    class_names: Sequence[str] | None = None,
+    shape: tuple[int, int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> ImageClassifier:
-    """Read a model that :func:`save_model` wrote; it comes in evaluation mode.
+    """Read a model; it comes in evaluation mode, with ``origin`` saying what it came from.
 
-    Nothing in the files is run as code. A model whose architecture is ``pkg.module:factory`` is
-    loaded only where the caller names the same factory.
+    Either a file that :func:`save_model` wrote, or bare weights (safetensors, or a PyTorch
+    checkpoint of tensors) with the architecture that they belong to. What the file is called does
+    not matter. Nothing in it is run as code; a ``pkg.module:factory`` is called only where the
+    caller names it.
 
     Args:
-        path: the ``.safetensors`` file; its ``.json`` lies beside it.
-        arch: the architecture that the file must have; needed for ``pkg.module:factory``.
+        path: the weights; for a saved model its ``.json`` lies beside it.
+        arch: the architecture that the file must have; needed for bare weights and for
+            ``pkg.module:factory``.
         device: where the model goes.
+        sha256: what the file's SHA-256 must be, in hex.
+        class_names: of bare weights, one a logit. Default: numbers from 0.
+        shape: (C, H, W) of the images, needed for bare weights.
+        mean: of bare weights, subtracted from images in [0, 1]; default 0.
+        std: of bare weights, then divides; default 1.
+        max_bytes: of the file, and of what it unpacks to.
 
     Raises:
-        UsageError: a file that is not there, or another architecture than ``arch``.
-        ModelError: another format, damage, weights that do not fit or are not finite.
+        UsageError: a file that is not there, another architecture than ``arch``, or values that
+            are missing or are not what the file says.
+        RefusedError: the file could run code, is of a kind that is not read, exceeds a limit, or
+            is another one than was pinned.
+        ModelError: damage, weights that do not fit or are not finite.
 
     >>> load_model("nowhere.safetensors")
     Traceback (most recent call last):
     robustann.errors.UsageError: no model file 'nowhere.safetensors'; correct the path
     """
     source = Path(path)
-    if not source.is_file():
-        raise UsageError(f"no model file '{source}'; correct the path")
-    content = _read_weights(source)
+    weights = read_weights(source, sha256=sha256, max_bytes=max_bytes)
+    if weights.kind == Kind.SAFETENSORS and (sidecar_path(source).exists() or arch is None):
+        asked = {"class_names": class_names, "shape": shape, "mean": mean, "std": std}
+        model, notes = _load_saved(source, weights, arch, asked)
+    else:
+        model, notes = _load_bare(source, weights, arch, class_names, shape, mean, std)
+    model.origin = Origin(str(source), weights.sha256, weights.kind, (*weights.notes, *notes))
+    return model.to(device).eval()
+
+
+def _load_saved(
+    source: Path,
+    weights: Weights,
+    arch: str | None,
+    asked: Mapping[str, Sequence[str] | Sequence[float] | None],
+) -> tuple[ImageClassifier, tuple[str, ...]]:
     sidecar = _read_sidecar(source)
     spec = sidecar.model
-    came = hashlib.sha256(content).hexdigest()
-    if came != sidecar.sha256:
+    if weights.sha256 != sidecar.sha256:
         raise ModelError(
             f"expected '{source}' to have the SHA-256 {sidecar.sha256[:16]}... that "
-            f"'{sidecar_path(source)}' states, got {came[:16]}...; the file is damaged, or the "
-            "two do not belong together. Copy both again"
+            f"'{sidecar_path(source)}' states, got {weights.sha256[:16]}...; the file is damaged, "
+            "or the two do not belong together. Copy both again"
         )
-    tensors = _parse(content, source)
     if arch is not None and arch != spec.arch:
         raise UsageError(
-            f"expected '{source}' to be a '{arch}', got '{spec.arch}'; correct or leave out arch"
+            f"expected '{source}' to be a '{arch}', got '{shown(spec.arch)}'; correct or leave "
+            "out arch"
         )
+    for name, value in asked.items():
+        if value is not None and tuple(value) != getattr(spec, name):
+            raise UsageError(
+                f"'{sidecar_path(source)}' states another {name} than was asked for "
+                f"({getattr(spec, name)!r:.80}, not {tuple(value)!r:.80}); leave out {name}"
+            )
     if is_code(spec.arch):
         if arch is None:
             raise ModelError(
@@ -195,21 +218,106 @@ def load_model(
             )
     else:
         # Before any memory is taken, because the sidecar may ask for a huge network.
-        _check_state(_expected(spec, source), tensors, f"'{source}'", spec.arch)
-    model = build(spec)
-    _check_state(model.state_dict(), tensors, f"'{source}'", spec.arch)
+        check_state(_expected(spec, source), weights.tensors, f"'{source}'", spec.arch)
+    return _filled(spec, weights.tensors, source, f"'{sidecar_path(source)}'"), ()
+
+
+def _load_bare(
+    source: Path,
+    weights: Weights,
+    arch: str | None,
+    class_names: Sequence[str] | None,
+    shape: tuple[int, int, int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> tuple[ImageClassifier, tuple[str, ...]]:
+    lacking = [name for name, value in (("arch", arch), ("shape", shape)) if value is None]
+    if arch is None or shape is None:
+        raise UsageError(
+            f"'{source}' holds weights and does not say what they belong to; pass "
+            f"{' and '.join(lacking)}, for example arch='torchvision:resnet50' and "
+            "shape=(3, 224, 224)"
+        )
+    tensors, notes = weights.tensors, []
+    own = {f"normalize.{name}" for name in ("mean", "std")} <= tensors.keys()
+    if own:
+        # Written by save_model, its sidecar lost. Its normalisation holds unless it is contested.
+        mean, std = (
+            _stated(tensors, name, value) for name, value in (("mean", mean), ("std", std))
+        )
+        notes.append("took mean and std from the file")
+        tensors = {n.removeprefix("net."): t for n, t in tensors.items() if n.startswith("net.")}
+    elif mean is None and std is None:
+        notes.append("no mean and std were given: the network gets images in [0, 1] as they are")
+    if class_names is None:
+        if is_code(arch):
+            raise UsageError(
+                f"pass class_names, for '{source}' does not say how many classes '{arch}' has"
+            )
+        class_names = tuple(map(str, range(count_classes(arch, shape, tensors))))
+        notes.append(
+            f"{len(class_names)} classes, by the shape of the last layer; they are numbered"
+        )
+    channels = shape[0]
+    try:
+        spec = ModelSpec(
+            arch=arch,
+            class_names=tuple(class_names),
+            shape=shape,
+            mean=tuple(mean) if mean is not None else (0.0,) * channels,
+            std=tuple(std) if std is not None else (1.0,) * channels,
+        )
+    except ValidationError as error:
+        raise UsageError(f"cannot make a model: {first_problem(error)}") from error
+    model = build(spec) if is_code(arch) else None
+    expected = expected_tensors(spec) if model is None else model.state_dict()
+    net = {name.removeprefix("net."): t for name, t in expected.items() if name.startswith("net.")}
+    tensors, renamed = align(tensors, net)
+    check_state(net, tensors, f"'{source}'", arch)
+    state = {
+        **{f"net.{name}": tensor for name, tensor in tensors.items()},
+        "normalize.mean": torch.tensor(spec.mean).view(-1, 1, 1),
+        "normalize.std": torch.tensor(spec.std).view(-1, 1, 1),
+    }
+    return _filled(spec, state, source, "what was asked for", model), (*notes, *renamed)
+
+
+def _stated(
+    tensors: Mapping[str, Tensor], name: str, asked: Sequence[float] | None
+) -> tuple[float, ...]:
+    values = tuple(
+        float(value) for value in tensors[f"normalize.{name}"].flatten()[:_MOST_CHANNELS]
+    )
+    if asked is not None and tuple(torch.tensor(asked).tolist()) != values:
+        raise UsageError(
+            f"the file states another {name} than was asked for ({values!r:.80}, not "
+            f"{tuple(asked)!r:.80}); leave out {name}"
+        )
+    return values
+
+
+def _filled(
+    spec: ModelSpec,
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    other: str,
+    model: ImageClassifier | None = None,
+) -> ImageClassifier:
+    """The model with the weights in it, proved to be whole."""
+    model = build(spec) if model is None else model
+    check_state(model.state_dict(), tensors, f"'{source}'", spec.arch)
     for name in ("mean", "std"):
         if not torch.equal(tensors[f"normalize.{name}"], model.get_buffer(f"normalize.{name}")):
             raise ModelError(
-                f"'{source}' and '{sidecar_path(source)}' state different values for the "
-                f"normalisation's {name}; one of the files was changed. Copy both again"
+                f"'{source}' and {other} state different values for the normalisation's {name}; "
+                "one of the files was changed. Copy both again"
             )
     model.load_state_dict(tensors)
-    _check_finite(model.state_dict(), f"'{source}'", "train the model again")
+    check_finite(model.state_dict(), f"'{source}'", "train the model again")
     if is_code(spec.arch):
         # The code may have changed since it made the model that was saved.
         check_logits(model)
-    return model.to(device).eval()
+    return model
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:
@@ -235,25 +343,6 @@ def read_sidecar(path: str | os.PathLike[str]) -> Sidecar:
     return _read_sidecar(Path(path))
 
 
-def _read_weights(source: Path) -> bytes:
-    size = source.stat().st_size
-    with _readable(source) as stream:
-        head = stream.read(16)
-        length = int.from_bytes(head[:8], "little")
-        # Safetensors: the header's length, then the header, which is JSON. Asked first, because
-        # a length may begin with the bytes of another format.
-        if head[8:9] != b"{" or length > _MAX_HEADER:
-            name = next((n for b, n in _FORMATS.items() if head.startswith(b)), "something else")
-            found = "an empty file" if not head else name
-            raise ModelError(f"expected a safetensors file in '{source}', got {found}; {_CONVERT}")
-        if 8 + length > size:
-            raise ModelError(
-                f"expected a whole safetensors file in '{source}', got {size} bytes, where its "
-                f"header alone takes {8 + length}; it was cut off. Copy it again"
-            )
-        return head + stream.read()
-
-
 def _readable(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
@@ -264,26 +353,13 @@ def _readable(path: Path) -> BinaryIO:
         ) from error
 
 
-def _parse(content: bytes, source: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return dict(load(content))
-    # Damaged headers raise ValueError, KeyError and more beside its own class.
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(
-            f"expected a whole safetensors file in '{source}', reading it failed with "
-            f"{type(error).__name__}: {error}; copy it again"
-        ) from error
-
-
 def _read_sidecar(source: Path) -> Sidecar:
     path = sidecar_path(source)
     if not path.is_file():
         raise UsageError(
             f"no '{path.name}' beside '{source}'; it says which architecture and classes the "
-            "weights belong to. Copy it there too, or make both with save_model"
+            "weights belong to. Copy it there too, make both with save_model, or pass arch and "
+            "shape (--arch)"
         )
     if path.stat().st_size > _MAX_SIDECAR:
         raise ModelError(
@@ -317,48 +393,6 @@ def _expected(spec: ModelSpec, source: Path) -> dict[str, Tensor]:
         # What is wrong is the file's content here, not a choice of the caller's.
         raise ModelError(f"'{sidecar_path(source)}' asks for what cannot be made: {error}") from (
             error
-        )
-
-
-def _check_state(
-    expected: Mapping[str, Tensor], came: Mapping[str, Tensor], where: str, arch: str
-) -> None:
-    missing = [name for name in expected if name not in came]
-    more = sorted(name for name in came if name not in expected)
-    differ = [
-        f"{name} {_form(came[name])} instead of {_form(expected[name])}"
-        for name in expected
-        if name in came and _form(came[name]) != _form(expected[name])
-    ]
-    kinds = {"missing": missing, "unexpected": more, "of another form": differ}
-    problems = [
-        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', ...' * (len(names) > _SHOWN)}"
-        for kind, names in kinds.items()
-        if names
-    ]
-    if problems:
-        raise ModelError(
-            f"the weights of {where} do not fit '{arch}': {'; '.join(problems)}. "
-            "Use the architecture, classes and image shape that they were trained with"
-        )
-
-
-def _form(tensor: Tensor) -> str:
-    # Half precision may be loaded into single precision; integers into floats may not.
-    kind = "float" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
-    return f"{kind}{list(tensor.shape)}"
-
-
-def _check_finite(tensors: Mapping[str, Tensor], where: str, remedy: str) -> None:
-    bad = [
-        name
-        for name, value in tensors.items()
-        if value.is_floating_point() and not bool(torch.isfinite(value).all())
-    ]
-    if bad:
-        raise ModelError(
-            f"expected finite weights in {where}, got NaN or infinity in {len(bad)} of "
-            f"{len(tensors)} tensors, for example {bad[0]}; {remedy}"
         )
 
 

@@ -246,9 +246,9 @@ def refusal(kind: Kind, where: str) -> RefusedError:
     """
     if kind in (Kind.TORCHSCRIPT, Kind.EXPORT):
         return RefusedError(
-            f"{where} is refused: it is {kind.words}, which can run code when it is loaded. If you "
-            "trust it like a program, pass allow_code_execution=True (--allow-code-execution); "
-            "else ask its maker for the weights as safetensors"
+            f"{where} is refused: it is {kind.words}, which can run code when it is loaded. Ask "
+            "its maker for the weights as safetensors; if you trust it as you would a program, "
+            "the command line opens it with --allow-code-execution"
         )
     if kind is Kind.ONNX:
         return RefusedError(
