@@ -227,8 +227,21 @@ class DefenseUsed(_Value):
     limits: tuple[str, ...]
 
 
+class StoredError(_Value):
+    """Error with the weights in 8 bits, of which a share ``rate`` is wrong: the mean over patterns
+    of bit errors, and the worst of them. At a rate of 0 nothing is wrong but the rounding."""
+
+    rate: _Share
+    mean: _Share
+    worst: _Share
+
+
 class HardeningStage(_Value):
-    """The model at one point of its hardening; ``believable`` is the audit's own verdict."""
+    """The model at one point of its hardening; ``believable`` is the audit's own verdict.
+
+    ``certified_accuracy`` is None where the audit did not certify; ``bit_errors`` is empty where it
+    did not ask for faults in the weights.
+    """
 
     name: str
     clean_accuracy: Number
@@ -236,6 +249,9 @@ class HardeningStage(_Value):
     robust_accuracy: Number
     robust_interval: Interval
     believable: bool
+    certified_accuracy: MaybeNumber = None
+    certified_interval: Interval | None = None
+    bit_errors: tuple[StoredError, ...] = ()
 
 
 class Paired(_Value):
@@ -257,7 +273,11 @@ class Paired(_Value):
 
 
 class AttackerWay(_Value):
-    """Robust accuracy behind sanitizers against one kind of attacker."""
+    """Robust accuracy behind sanitizers against one kind of attacker.
+
+    A sample counts as broken by this attacker only if the audit confirms it, so that none is below
+    the audit's own robust accuracy, the minimum over everything that was tried.
+    """
 
     name: str
     words: str
@@ -267,11 +287,13 @@ class AttackerWay(_Value):
 
 class Hardening(_Value):
     """What defenses did to a model: audits of the same samples with the same seeds, before,
-    between and after, each through the defense.
+    between and after, each through the defenses that stand by then.
 
     ``ways`` are the five kinds of attackers that sanitizers were measured against;
-    ``sanitizer_verdict`` sums them up. ``robust`` counts a sample behind sanitizers as robust only
-    if it withstood all of these too.
+    ``sanitizer_verdict`` sums them up. What they broke counts in the audit that holds this, whose
+    robust accuracy ``robust_accuracy`` repeats. ``notes`` say what the comparison leaves open.
+    ``untrained`` means that the model before was not trained at all, so that the change is that of
+    training and defense together.
     """
 
     defenses: tuple[DefenseUsed, ...]
@@ -282,6 +304,8 @@ class Hardening(_Value):
     robust_interval: Interval
     ways: tuple[AttackerWay, ...] = ()
     sanitizer_verdict: str | None = None
+    notes: tuple[str, ...] = ()
+    untrained: bool = False
     training: dict[str, str | int | float | bool | None] = {}
 
 
@@ -403,13 +427,18 @@ class Certificate(_Value):
 
 
 class Gate(_Value):
-    """A demand on a figure: ``value`` (the interval's lower bound or the point) >= threshold."""
+    """A demand on a figure: ``value`` (the interval's lower bound or the point) >= threshold.
+
+    Where the figure is a change against an earlier audit, ``metric`` is named so
+    (``change_of_robust_accuracy``) and a fall is negative. ``detail`` says what was compared.
+    """
 
     metric: str
     on: Literal["lower", "point"]
     threshold: Number
     value: Number
     passed: bool
+    detail: str | None = None
 
 
 class Threat(_Value):
