@@ -7,7 +7,7 @@ import pickletools
 from dataclasses import dataclass
 from typing import Any
 
-_MAX_OPCODES = 5_000_000
+_MAX_OPCODES = 2_000_000
 _MAX_NESTED = 3
 _MAX_GLOBALS = 1000
 
