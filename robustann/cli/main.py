@@ -12,6 +12,7 @@ from robustann import __version__
 from robustann.cli.attack import attack
 from robustann.cli.audit import audit
 from robustann.cli.harden import harden
+from robustann.cli.inspect import inspect
 from robustann.cli.listing import listing
 from robustann.cli.report import report
 from robustann.cli.seal import seal, verify
@@ -33,12 +34,12 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done, 1 a gate failed, 2 wrong usage, 3 could not finish,
-    4 a model was refused (verify), 5 not to be believed (audit --strict), 130 interrupted.
+    4 a model was refused, 5 not to be believed (audit --strict), 130 interrupted.
     Set ROBUSTANN_DEBUG=1 to see tracebacks.
     """
 
 
-for command in (train, attack, audit, harden, report, seal, verify, listing):
+for command in (train, attack, audit, harden, report, inspect, seal, verify, listing):
     cli.add_command(command)
 
 
