@@ -93,6 +93,9 @@ class AdversarialWeightPerturbation(StepWrapper):
                         # A zero gradient moves nothing.
                         length = gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
                         weight.add_(gradient * (self.gamma * weight.norm() / length))
+            # Autocast would go on with the copies in low precision that it made of the weights
+            # before they moved.
+            torch.clear_autocast_cache()
             answer: tuple[Tensor, Tensor] = self.step.loss(model, images, crafted, labels)
         except BaseException:
             self._take_back()

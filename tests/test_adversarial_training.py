@@ -490,6 +490,28 @@ def test_the_gradient_is_that_at_the_perturbed_weights() -> None:
     torch.testing.assert_close(weight.grad, moved[1].weight.grad)
 
 
+def test_in_bfloat16_the_weights_move_as_in_float32() -> None:
+    images, labels = batch(count=32)
+
+    def found(gamma: float, *, low: bool) -> tuple[float, Tensor]:
+        model = linear()
+        step = AdversarialWeightPerturbation(AdversarialTraining(FGSM(), LINF), gamma=gamma)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            loss, _ = step(model, images, labels, random=streams(32))
+        loss.backward()  # type: ignore[no-untyped-call]
+        step.after_backward(model)
+        gradient = model[1].weight.grad  # type: ignore[index]
+        assert gradient is not None
+        return float(loss.detach()), gradient
+
+    still, (loss, gradient) = found(1e-6, low=False)[0], found(0.5, low=False)
+    assert loss > still + 0.2
+    assert found(1e-6, low=True)[0] == pytest.approx(still, rel=0.02)
+    rough, rough_gradient = found(0.5, low=True)
+    assert rough == pytest.approx(loss, rel=0.02)
+    torch.testing.assert_close(rough_gradient, gradient, rtol=0.1, atol=0.01)
+
+
 def test_an_error_on_the_way_leaves_the_weights_as_they_were() -> None:
     class Failing(AdversarialTraining):
         def loss(self, *arguments: Any) -> tuple[Tensor, Tensor]:
