@@ -135,10 +135,11 @@ def frozen(model: nn.Module, seed: int) -> Iterator[None]:
                 parameter.requires_grad_(flag)
             for module, training in flags:
                 module.training = training
-            with torch.no_grad():
-                for module, name, buffer, content in buffers:
-                    buffer.copy_(content)
-                    module._buffers[name] = buffer
+            for module, name, buffer, content in buffers:
+                # Through .data: the content is again what it was, so a graph that has saved the
+                # buffer before may still run backward. Comparing would wait for an accelerator.
+                buffer.data.copy_(content)
+                module._buffers[name] = buffer
 
 
 def model_device(model: nn.Module) -> torch.device:

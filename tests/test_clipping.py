@@ -17,12 +17,23 @@ import robustann as ra
 from robustann.attacks import FGSM, PGD
 from robustann.attacks.weights import quantized_model, random_bit_errors
 from robustann.data import ImageData
-from robustann.defenses import AdversarialTraining, BitErrorTraining, WeightClipping
+from robustann.defenses import (
+    MART,
+    TRADES,
+    AdversarialTraining,
+    BitErrorTraining,
+    FastAdversarialTraining,
+    FreeAdversarialTraining,
+    IBPTraining,
+    WeightClipping,
+)
 from robustann.defenses.clipping import clip_weights
 from robustann.errors import UsageError
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 from robustann.training import StandardStep, train
+
+LINF = ThreatModel("linf", 0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +142,44 @@ def test_all_three_together(digits: ImageData) -> None:
     assert result.training["step"]["step"]["step"]["attack"] == "pgd"
     assert max(float(p.detach().abs().max()) for p in result.model.parameters()) <= 0.2 + 1e-6
     assert all(parameter.requires_grad for parameter in result.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AdversarialTraining(PGD(steps=2), LINF),
+        lambda: TRADES(LINF, steps=2),
+        lambda: MART(PGD(steps=2), LINF),
+        lambda: FastAdversarialTraining(LINF),
+        lambda: FreeAdversarialTraining(LINF, replays=2),
+        lambda: IBPTraining(LINF),
+    ],
+    ids=["adversarial-training", "trades", "mart", "fast", "free", "ibp"],
+)
+def test_what_crafts_for_faulty_weights_leaves_the_graph_of_the_clean_ones_alone(
+    make: Any,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    )
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
+
+    def gradient(step: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        own = copy.deepcopy(model)
+        loss, _ = step(own, images, labels, random=SampleRandom.create(0, torch.arange(8)))
+        loss.backward()
+        statistics = {name: value.clone() for name, value in own.named_buffers()}
+        return loss.detach(), own[0].weight.grad, statistics
+
+    clean_loss, clean, statistics = gradient(make())
+    loss, both, kept = gradient(BitErrorTraining(make(), rate=0.02, start_below=100))
+    # Twice the mean less the clean part is the faulty part: there, and another one.
+    faulty = 2 * both - clean
+    assert float((faulty - clean).norm()) > 0.01 * float(clean.norm())
+    assert float(faulty.norm()) > 0.1 * float(clean.norm())
+    assert not torch.equal(loss, clean_loss)
+    assert all(torch.equal(kept[name], statistics[name]) for name in statistics)
 
 
 def test_the_hook_of_the_step_inside_is_called_first() -> None:
