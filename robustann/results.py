@@ -292,8 +292,6 @@ class Hardening(_Value):
     ``ways`` are the five kinds of attackers that sanitizers were measured against;
     ``sanitizer_verdict`` sums them up. What they broke counts in the audit that holds this, whose
     robust accuracy ``robust_accuracy`` repeats. ``notes`` say what the comparison leaves open.
-    ``untrained`` means that the model before was not trained at all, so that the change is that of
-    training and defense together.
     """
 
     defenses: tuple[DefenseUsed, ...]
@@ -305,7 +303,6 @@ class Hardening(_Value):
     ways: tuple[AttackerWay, ...] = ()
     sanitizer_verdict: str | None = None
     notes: tuple[str, ...] = ()
-    untrained: bool = False
     training: dict[str, str | int | float | bool | None] = {}
 
 
