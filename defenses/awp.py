@@ -107,6 +107,11 @@ class AdversarialWeightPerturbation(StepWrapper):
         self._take_back()
         self._inner_hook("after_backward", model)
 
+    def abandon(self, model: nn.Module) -> None:
+        """Put the weights back where the backward pass failed."""
+        self._take_back()
+        self._inner_hook("abandon", model)
+
     @torch.no_grad()
     def _take_back(self) -> None:
         for weight, original in self._originals:

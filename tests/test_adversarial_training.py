@@ -26,6 +26,7 @@ from robustann.defenses import (
     FreeAdversarialTraining,
     NoisyFastAdversarialTraining,
     StepWrapper,
+    WeightClipping,
 )
 from robustann.errors import UsageError
 from robustann.rng import SampleRandom
@@ -527,6 +528,63 @@ def test_an_error_on_the_way_leaves_the_weights_as_they_were() -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         step(model, images, labels, random=streams(8))
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+class Interrupted(torch.autograd.Function):
+    """The identity, whose backward pass raises once it is told to."""
+
+    armed = False
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        if Interrupted.armed:
+            raise KeyboardInterrupt
+        return gradient
+
+
+@pytest.mark.parametrize("where", ["backward", "after_backward"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_interrupt_leaves_a_model_trained_in_place_unperturbed(
+    where: str, wrapped: bool, small: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = Interrupted.apply(self.layer(x.flatten(1)))  # type: ignore[no-untyped-call]
+            return logits
+
+    class Arming(FastAdversarialTraining):
+        calls = 0
+
+        def loss(
+            self, model: nn.Module, images: Tensor, crafted: Tensor, labels: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            self.calls += 1
+            # The first is for the direction, the second at the weights that moved.
+            if self.calls == 2:
+                assert not torch.equal(net.layer.weight, before)
+                monkeypatch.setattr(Interrupted, "armed", where == "backward")
+            return super().loss(model, images, crafted, labels)
+
+        def after_backward(self, model: nn.Module) -> None:
+            raise KeyboardInterrupt
+
+    net = Net()
+    before = net.layer.weight.detach().clone()
+    step: Any = AdversarialWeightPerturbation(Arming(LINF), gamma=0.1)
+    if where == "after_backward":
+        monkeypatch.setattr(step, "after_backward", step.step.after_backward)
+    step = WeightClipping(step, w_max=1.0) if wrapped else step
+    with pytest.raises(KeyboardInterrupt):
+        train(net, small, step=step, epochs=1)
+    assert torch.equal(net.layer.weight, before)
 
 
 def test_the_hooks_of_the_inner_step_stay() -> None:

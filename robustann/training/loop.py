@@ -313,17 +313,7 @@ class _Run:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         rate = 0.0
         for index, (images, labels, random) in enumerate(self._batches(number)):
-            with (
-                self._blamed(),
-                torch.autocast(
-                    self.device.type, torch.bfloat16, enabled=config.precision == "bf16"
-                ),
-            ):
-                loss, logits = self.step(self.forward, images, labels, random=random)
-            self.optimizer.zero_grad(set_to_none=True)
-            with self._blamed():
-                loss.backward()  # type: ignore[no-untyped-call]
-            self._tell("after_backward", self.model)
+            loss, logits = self._gradients(images, labels, random)
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
             rate = float(self.schedule.get_last_lr()[0])
@@ -356,6 +346,23 @@ class _Run:
             self.best_weights = {
                 name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()
             }
+
+    def _gradients(
+        self, images: Tensor, labels: Tensor, random: SampleRandom
+    ) -> tuple[Tensor, Tensor]:
+        """The step's loss and logits; the gradients of the loss then lie in the parameters."""
+        low = self.config.precision == "bf16"
+        try:
+            with self._blamed(), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+                loss, logits = self.step(self.forward, images, labels, random=random)
+            self.optimizer.zero_grad(set_to_none=True)
+            with self._blamed():
+                loss.backward()  # type: ignore[no-untyped-call]
+            self._tell("after_backward", self.model)
+        except BaseException:
+            self._tell("abandon", self.model)
+            raise
+        return loss, logits
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, SampleRandom]]:
         """Images, labels and random streams of one update after the other."""

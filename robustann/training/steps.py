@@ -22,6 +22,9 @@ class TrainingStep(Protocol):
     - ``after_backward(model)``, called when the gradients of the loss lie in the parameters, and
       before they are clipped or used: to take back what the step did to the weights, or to read
       the gradient of something else that the loss depends on.
+    - ``abandon(model)``, called instead where the step, its backward pass or ``after_backward``
+      raised anything, an interrupt too: to take back what it did to the weights. A step that has it
+      is taken to move them.
     - ``after_update(model)``, called after each update of the weights and before their moving
       average sees them: to project them.
     - ``replays``, how many updates in a row each batch is used for; 1 without it. The epochs stay
