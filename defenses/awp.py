@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustann.defenses.steps import StepWrapper
+from robustann.defenses.steps import AdversarialStep, StepWrapper
 from robustann.errors import UsageError
 from robustann.rng import SampleRandom
 
@@ -24,12 +24,13 @@ class AdversarialWeightPerturbation(StepWrapper):
 
     Args:
         step: an adversarial step, such as :class:`~robustann.defenses.AdversarialTraining` or
-            :class:`~robustann.defenses.TRADES`.
+            :class:`~robustann.defenses.TRADES`, or a wrapper of one that leaves the loss to it.
         gamma: how far each layer's weights move, relative to their norm. Biases and the parameters
             of normalisation layers stay.
 
     Raises:
-        UsageError: a step that crafts nothing, or a gamma out of range.
+        UsageError: a step that crafts nothing, or that has more to it than crafting and the loss of
+            what was crafted (:class:`~robustann.defenses.BitErrorTraining`); a gamma out of range.
 
     >>> from robustann.attacks import PGD
     >>> from robustann.defenses import AdversarialTraining
@@ -51,6 +52,7 @@ class AdversarialWeightPerturbation(StepWrapper):
 
     def __init__(self, step: Any, *, gamma: float = 5e-3) -> None:
         super().__init__(step)
+        _check_call(step)
         if not (hasattr(step, "crafted") and hasattr(step, "loss")):
             raise UsageError(
                 "step: expected an adversarial step, such as AdversarialTraining or TRADES, got "
@@ -117,6 +119,24 @@ class AdversarialWeightPerturbation(StepWrapper):
         for weight, original in self._originals:
             weight.copy_(original)
         self._originals = []
+
+
+def _check_call(step: Any) -> None:
+    """Refuse a step whose own ``__call__`` would be passed by.
+
+    Raises:
+        UsageError: names it.
+    """
+    inner = step
+    while isinstance(inner, StepWrapper | AdversarialStep):
+        kind = StepWrapper if isinstance(inner, StepWrapper) else AdversarialStep
+        if type(inner).__call__ is not kind.__call__:
+            raise UsageError(
+                "step: expected an adversarial step that is nothing but its crafting and the loss "
+                f"of what was crafted, got {inner.name}, which computes a loss of its own; "
+                f"use awp or {inner.name}, not both"
+            )
+        inner = getattr(inner, "step", None)
 
 
 @contextmanager

@@ -108,7 +108,8 @@ class BitErrorTraining(StepWrapper):
         start_below: clean loss under which the errors begin.
 
     Raises:
-        UsageError: a setting out of range.
+        UsageError: a setting out of range; or a step that moves the weights until its backward pass
+            (:class:`~robustann.defenses.AdversarialWeightPerturbation`): it cannot be taken twice.
 
     >>> from robustann.training import StandardStep
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -132,6 +133,15 @@ class BitErrorTraining(StepWrapper):
         check_bits(bits)
         if not start_below > 0:
             raise UsageError(f"start_below: expected a positive number, got {start_below!r}")
+        if hasattr(step, "abandon"):
+            moving = step
+            while isinstance(moving, StepWrapper) and not hasattr(type(moving), "abandon"):
+                moving = moving.step
+            raise UsageError(
+                "step: expected a step that leaves the weights where they are, for it is taken "
+                f"twice, got {moving.name}, which moves them until the backward pass; use "
+                f"{self.name} or {moving.name}, not both"
+            )
         super().__init__(step)
         self.rate, self.bits, self.start_below = rate, bits, start_below
 

@@ -197,7 +197,8 @@ def check_together(defenses: Sequence[Defense]) -> None:
     """Refuse what cannot be combined.
 
     Raises:
-        UsageError: none, two training objectives, or the same defense twice.
+        UsageError: none, two training objectives, the same defense twice, or AWP beside bit-error
+            training.
     """
     if not defenses:
         raise UsageError(
@@ -213,6 +214,11 @@ def check_together(defenses: Sequence[Defense]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"expected each defense once, got '{name}' twice; drop one")
+    if {AdversarialWeightPerturbation.name, BitErrorTraining.name} <= set(names):
+        raise UsageError(
+            "expected awp or bit-error-training, got both: one moves the weights until the "
+            "backward pass, the other takes the loss at weights of its own; drop one"
+        )
 
 
 def _of_sanitizer(module: Sanitizer, text: str) -> Defense:

@@ -22,6 +22,7 @@ from robustann.defenses import (
     TRADES,
     AdversarialTraining,
     AdversarialWeightPerturbation,
+    BitErrorTraining,
     FastAdversarialTraining,
     FreeAdversarialTraining,
     NoisyFastAdversarialTraining,
@@ -585,6 +586,29 @@ def test_an_interrupt_leaves_a_model_trained_in_place_unperturbed(
     with pytest.raises(KeyboardInterrupt):
         train(net, small, step=step, epochs=1)
     assert torch.equal(net.layer.weight, before)
+
+
+def test_no_step_is_wrapped_whose_own_loss_would_be_passed_by() -> None:
+    inner = AdversarialTraining(FGSM(), LINF)
+    # What leaves the loss alone may lie between.
+    step = AdversarialWeightPerturbation(WeightClipping(inner))
+    assert step.parameters()["step"]["name"] == "weight-clipping"
+
+    class Doubled(AdversarialTraining):
+        name = "doubled"
+
+        def __call__(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+            loss, logits = super().__call__(*arguments, **named)
+            return 2 * loss, logits
+
+    for unfit, name in {
+        BitErrorTraining(inner): "bit-error-training",
+        WeightClipping(BitErrorTraining(inner)): "bit-error-training",
+        WeightClipping(AdversarialWeightPerturbation(inner)): "awp",
+        Doubled(FGSM(), LINF): "doubled",
+    }.items():
+        with pytest.raises(UsageError, match=f"got {name}, which computes a loss of its own"):
+            AdversarialWeightPerturbation(unfit)
 
 
 def test_the_hooks_of_the_inner_step_stay() -> None:

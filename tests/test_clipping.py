@@ -21,6 +21,7 @@ from robustann.defenses import (
     MART,
     TRADES,
     AdversarialTraining,
+    AdversarialWeightPerturbation,
     BitErrorTraining,
     FastAdversarialTraining,
     FreeAdversarialTraining,
@@ -28,6 +29,7 @@ from robustann.defenses import (
     WeightClipping,
 )
 from robustann.defenses.clipping import clip_weights
+from robustann.defenses.registry import check_together, parse_defense
 from robustann.errors import UsageError
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
@@ -180,6 +182,22 @@ def test_what_crafts_for_faulty_weights_leaves_the_graph_of_the_clean_ones_alone
     assert float(faulty.norm()) > 0.1 * float(clean.norm())
     assert not torch.equal(loss, clean_loss)
     assert all(torch.equal(kept[name], statistics[name]) for name in statistics)
+
+
+def test_weights_that_move_until_the_backward_pass_are_refused() -> None:
+    moving = AdversarialWeightPerturbation(AdversarialTraining(FGSM(), LINF))
+    for step in (moving, WeightClipping(moving)):
+        with pytest.raises(UsageError, match=r"got awp.*use bit-error-training or awp, not both"):
+            BitErrorTraining(step)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 1, 0)])
+def test_awp_and_bit_error_training_are_not_combined(order: tuple[int, ...]) -> None:
+    names = ("trades:steps=1", "awp:gamma=0.01", "bit-error-training:rate=0.1")
+    with pytest.raises(UsageError, match=r"awp or bit-error-training, got both.*drop one"):
+        check_together([parse_defense(names[at]) for at in order])
+    check_together([parse_defense(name) for name in (*names[:2], "weight-clipping")])
+    check_together([parse_defense(name) for name in (names[0], names[2], "weight-clipping")])
 
 
 def test_the_hook_of_the_step_inside_is_called_first() -> None:
