@@ -400,13 +400,14 @@ def test_resuming_is_exact(
     with log.open("a") as stream:
         stream.write('{"epoch": 99}\n{"epo')
     torch.manual_seed(123)
-    model = network()
-    for parameter in model.parameters():
-        # Resumed weights come from the checkpoint alone.
-        if stop[0] > 1:
-            nn.init.zeros_(parameter)
     resumed = train(
-        model, small, step=StandardStep(), checkpoint=checkpoint, log=log, resume=True, **settings
+        network(),
+        small,
+        step=StandardStep(),
+        checkpoint=checkpoint,
+        log=log,
+        resume=True,
+        **settings,
     )
     assert same_tensors(whole.model, resumed.model)
     assert without_seconds(whole.history) == without_seconds(resumed.history)
@@ -510,6 +511,25 @@ def test_resuming_with_other_data_or_model_is_refused(small: ImageData, stopped:
         train(network(), small, **settings)
     with pytest.raises(UsageError, match=r"architecture: expected \"Sequential\""):
         train("small-cnn", small, **settings)
+
+
+def test_resuming_from_other_initial_weights_is_refused(small: ImageData, stopped: Path) -> None:
+    settings: dict[str, Any] = {
+        "epochs": 3,
+        "step": StandardStep(),
+        "checkpoint": stopped,
+        "resume": True,
+    }
+    other = linear()
+    with torch.no_grad():
+        other.get_submodule("1").get_parameter("bias")[3] += 1e-3
+    with pytest.raises(UsageError, match=r"initial_weights: expected"):
+        train(other, small, **settings)
+    assert stopped.exists()
+    # Memory format and device are no difference.
+    resumed = train(linear().to(memory_format=torch.channels_last), small, **settings)
+    whole = train(linear(), small, epochs=3, step=StandardStep())
+    assert same_tensors(resumed.model, whole.model)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit", "text", "other"])

@@ -23,7 +23,7 @@ from robustann.data import ImageData, Split
 from robustann.errors import ModelError, RobustannError, UsageError, unknown_name
 from robustann.files import check_writable_folder, write_text
 from robustann.metrics import classification_report
-from robustann.models import ImageClassifier, create_model, resolve_device
+from robustann.models import ImageClassifier, create_model, resolve_device, tensor_digest
 from robustann.models.registry import is_code
 from robustann.progress import Advance, progress_bar
 from robustann.rng import SampleRandom
@@ -142,7 +142,8 @@ def train(
         checkpoint: file to write after each epoch; removed once training has finished.
         keep_checkpoint: do not remove it; for callers who remove it after saving the model.
         log: file with one JSON object an epoch.
-        resume: go on from ``checkpoint`` if it is there, else start afresh.
+        resume: go on from ``checkpoint`` if it is there, else start afresh. A module must come with
+            the weights that it had at the first start: load it, or seed what makes it.
         progress: show a bar on stderr, if that is a terminal.
 
     The caller's random state is the same afterwards as before.
@@ -449,7 +450,7 @@ class _Run:
         return accuracy(torch.cat(found), split.labels[positions])
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the final weights depend on, as JSON values."""
+        """Everything that the final weights depend on, as JSON values; asked for at the start."""
         parts = {"train": self.data.train, "validation": self.data.validation}
         weights = {
             name: [str(tensor.dtype), *tensor.shape]
@@ -457,7 +458,13 @@ class _Run:
         }
         trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
         data = {**self.facts["data"], **{name: part.digest() for name, part in parts.items()}}
-        facts = {**self.facts, "data": data, "weights": weights, "trained": trained}
+        facts = {
+            **self.facts,
+            "data": data,
+            "weights": weights,
+            "trained": trained,
+            "initial_weights": tensor_digest(self.model),
+        }
         return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
     def state(self) -> dict[str, Any]:
