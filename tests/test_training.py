@@ -257,6 +257,63 @@ def test_frozen_parameters_stay(small: ImageData) -> None:
     assert not next(model.parameters()).requires_grad
 
 
+class Modes(StandardStep):
+    """Notes which modules are in eval mode while training."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, random: SampleRandom
+    ) -> tuple[Tensor, Tensor]:
+        self.seen.append({name for name, one in model.named_modules() if not one.training})
+        return super().__call__(model, images, labels, random=random)
+
+    seen: ClassVar[list[set[str]]] = []
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "frozen", "expected"),
+    [
+        # As loaded: trained whole.
+        ([""], [], set()),
+        ([], ["1"], set()),
+        (["1"], ["1"], {"1"}),
+        # An oversight, such as a part that was loaded: its parameters are to train.
+        (["0", "1"], ["0.bias"], set()),
+        # By itself, and not: dropout.
+        (["3"], [], {"3"}),
+        ([""], ["0", "1"], {"0", "1"}),
+    ],
+    ids=str,
+)
+def test_frozen_parts_in_eval_mode_stay_there(
+    small: ImageData, evaluated: list[str], frozen: list[str], expected: set[str]
+) -> None:
+    model, before = network(), network()
+    for name in evaluated:
+        model.get_submodule(name).eval()
+    for name, parameter in model.named_parameters():
+        if any(name.startswith(part) for part in frozen):
+            parameter.requires_grad_(False)
+    Modes.seen.clear()
+    train(model, small, step=Modes(), epochs=2)
+    assert all(seen == expected for seen in Modes.seen)
+    own, theirs = model.state_dict(), before.state_dict()
+    for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        assert torch.equal(own[name], theirs[name]) == ("1" in expected)
+
+
+def test_a_frozen_part_stays_in_eval_mode_with_all_that_is_in_it(small: ImageData) -> None:
+    def made() -> nn.Module:
+        return nn.Sequential(network(), nn.Dropout(0.5), nn.Linear(10, 10))
+
+    model = made()
+    model[0].requires_grad_(False).eval()  # type: ignore[index, operator]
+    # In training mode on purpose: statistics that adapt, in a part that is frozen otherwise.
+    model[0][1].train()  # type: ignore[index]
+    Modes.seen.clear()
+    train(model, small, step=Modes(), epochs=1)
+    assert Modes.seen[0] == {"0", *(f"0.{index}" for index in (0, 2, 3, 4, 5, 6))}
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 7])
 def test_learning_rate_rises_and_falls(small: ImageData, epochs: int) -> None:
     rates = [row["lr"] for row in train(linear(), small, epochs=epochs, lr=0.2).history]

@@ -30,6 +30,7 @@ from robustann.rng import SampleRandom
 from robustann.training.batches import accuracy, channel_statistics, fetched, predictions
 from robustann.training.checkpoint import load_checkpoint, save_checkpoint
 from robustann.training.config import TrainConfig
+from robustann.training.modes import kept_in_eval_mode
 from robustann.training.randomness import generator, global_state_kept, seed_global
 from robustann.training.steps import StandardStep, TrainingStep
 from robustann.training.watch import collapsed, set_aside
@@ -134,7 +135,10 @@ def train(
     Args:
         model: an architecture's name, built with the data's classes and the training images' mean
             and standard deviation; or a module that takes images in [0, 1] and returns logits,
-            which is trained in place and stays on ``device``.
+            which is trained in place and stays on ``device``. Parts of it that come in eval mode
+            and all of whose parameters are frozen (``requires_grad`` is False), such as batch
+            normalisation whose statistics are to stay, remain in eval mode; so does what has no
+            parameters (dropout) if it, or what it is part of, was put there on purpose.
         data: see :func:`robustann.data.load_data`. The test part is read once, at the end.
         config: settings; ``overrides`` replace single ones (``epochs=3, seed=1``).
         step: what a batch contributes; the default is cross-entropy on clean images.
@@ -225,6 +229,8 @@ class _Run:
             "data": {"name": data.name, "augmentation": asdict(data.augmentation)},
         }
         self.format = torch.channels_last if config.channels_last else torch.contiguous_format
+        # Before anything changes the mode.
+        self.still = kept_in_eval_mode(model)
         model.to(device)
         # Before anything copies or lists the parameters: lazy ones get their shape here.
         self._check_fit()
@@ -310,6 +316,8 @@ class _Run:
         self._tell("begin_epoch", number, self.epochs)
         seed_global(self.device, config.seed, number)
         self.forward.train()
+        for name in self.still:
+            self.model.get_submodule(name).training = False
         losses = torch.zeros(self.steps, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         rate = 0.0
@@ -463,6 +471,7 @@ class _Run:
             "data": data,
             "weights": weights,
             "trained": trained,
+            "still": self.still,
             "initial_weights": tensor_digest(self.model),
         }
         return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
