@@ -11,7 +11,7 @@ _UNSHOWN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
 )
 _MARKS = re.compile(r"([\\`*_{}\[\]<>~&$|])")
-_LIVE = re.compile(r"(@|#(?=\d)|://|www\.|^[-+#=]|^\d+(?=[.)]))", re.IGNORECASE)
+_LIVE = re.compile(r"(@|#(?=\d)|:(?=//)|www(?=\.)|^[-+#=]|^\d+(?=[.)]))", re.IGNORECASE)
 
 
 def plain(value: object, limit: int = 2000) -> str:
@@ -31,7 +31,7 @@ def markdown(value: object, limit: int = 2000) -> str:
     '\\\\<b\\\\> \\\\[x\\\\](y) \\\\| @\\u2060me'
     """
     # A word joiner shows as nothing, and what it parts is neither a mention nor a link.
-    text = _LIVE.sub(lambda found: f"{found[0]}\u2060", plain(value, limit))
+    text = _LIVE.sub(lambda found: f"{found[0]}\u2060", plain(value, limit).strip())
     return _MARKS.sub(r"\\\1", text)
 
 
