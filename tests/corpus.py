@@ -320,6 +320,20 @@ def hostile() -> dict[str, Case]:
         "after.pt": Case(plain + b"more", words="bytes follow"),
         "bzip.pt": Case(bzip.getvalue(), words="unusual"),
         "stride.pt": Case(torch_file({"w": torch.zeros(1).expand(2**40)}), words="bomb"),
+        "itself.pt": Case(
+            rezip(plain, {"data.pkl": b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."}),
+            words="nested deeper",
+        ),
+        "memory.pt": Case(
+            rezip(
+                plain,
+                {
+                    "data.pkl": b"\x80\x02ctorch.storage\nUntypedStorage\n"
+                    b"\x8a\x07\x00\x00\x00\x00\x00\x00\x01\x85R."
+                },
+            ),
+            words="UntypedStorage",
+        ),
         "pickles.pt": Case(
             rezip(plain, more=[("archive/more.pkl", pickle.dumps(1))]), words="one pickle"
         ),
@@ -369,6 +383,16 @@ def damaged() -> dict[str, Case]:
         "flipped.pt": Case(bytes(flipped), DAMAGED, words="CRC"),
         "no-pickle-end.pt": Case(
             rezip(plain, {"data.pkl": b"\x80\x02}q\x00("}), DAMAGED, words="to the end"
+        ),
+        # Hashing the key would overflow the stack and end the process.
+        "nested-key.pt": Case(
+            rezip(plain, {"data.pkl": b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s."}),
+            DAMAGED,
+            words="nested deeper",
+        ),
+        "number-key.pt": Case(torch_file({3: torch.ones(1)}), DAMAGED, words="got a int"),
+        "dot.pt": Case(
+            torch_file({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}), DAMAGED, words="twice"
         ),
         "list.pt": Case(torch_file([torch.ones(1)]), DAMAGED, words="got a list"),
         "tensor.pt": Case(torch_file(torch.ones(1)), DAMAGED, words="got a Tensor"),

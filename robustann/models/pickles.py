@@ -10,25 +10,26 @@ from typing import Any
 _MAX_OPCODES = 2_000_000
 _MAX_NESTED = 3
 _MAX_GLOBALS = 1000
+# Hashing tuples within tuples overflows the stack, which ends the process.
+_MAX_VALUE_DEPTH = 200
 
 _UNKNOWN = "computed while unpickling"
+_ADDS = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS"})
 _CALLS = frozenset({"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"})
 
 # All that the weights of a network need; each makes plain data. Stricter than what PyTorch's own
-# weights-only unpickler admits.
+# weights-only unpickler admits: torch.Tensor and UntypedStorage, called with a number, would take
+# any amount of memory.
 _DATA = frozenset(
     {
         "collections.Counter",
         "collections.OrderedDict",
         "torch.Size",
-        "torch.Tensor",
         "torch._utils._rebuild_parameter",
         "torch._utils._rebuild_tensor",
         "torch._utils._rebuild_tensor_v2",
-        "torch._utils._rebuild_tensor_v3",
         "torch.device",
         "torch.nn.parameter.Parameter",
-        "torch.storage.UntypedStorage",
         *(
             f"torch.{name}Storage"
             for name in ("BFloat16", "Bool", "Byte", "Char", "ComplexDouble", "ComplexFloat",
@@ -87,7 +88,7 @@ def scan_pickle(content: bytes | memoryview, start: int = 0) -> Pickle:
 def _scan(stream: io.BytesIO, start: int, depth: int) -> Pickle:
     stream.seek(start)
     found: dict[str, None] = {}
-    # What is on the stack, as far as names need it: text, _MARK, or None for anything else.
+    # What is on the stack, as far as it matters: text, _MARK, or how deeply a value is nested.
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     calls = opcodes = 0
@@ -116,6 +117,9 @@ def _scan(stream: io.BytesIO, start: int, depth: int) -> Pickle:
                 for inner in _nested(bytes(argument), depth):
                     found.setdefault(inner)
             _move(stack, memo, opcode, argument)
+            if stack and isinstance(stack[-1], int) and stack[-1] > _MAX_VALUE_DEPTH:
+                fault = f"values nested deeper than {_MAX_VALUE_DEPTH}"
+                break
     # Damage shows as any of these, and as an encoding error, which is a ValueError.
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         fault = f"{error!s:.200}" or type(error).__name__
@@ -136,29 +140,30 @@ def _move(stack: list[Any], memo: dict[int, Any], opcode: Any, argument: Any) ->
     """What the opcode does to the stack, as pickletools describes it."""
     name = opcode.name
     if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-        memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1] if stack else None
+        memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1] if stack else 0
         return
     if name in ("GET", "BINGET", "LONG_BINGET"):
-        stack.append(memo.get(argument))
+        stack.append(memo.get(argument, 0))
         return
     if name == "DUP":
-        stack.append(stack[-1] if stack else None)
+        stack.append(stack[-1] if stack else 0)
         return
+    taken: list[Any] = []
     if pickletools.markobject in opcode.stack_before or (name == "POP" and stack[-1:] == [_MARK]):
-        while stack and stack.pop() is not _MARK:
-            pass
+        while stack and (top := stack.pop()) is not _MARK:
+            taken.append(top)
         above = opcode.stack_before.index(pickletools.markobject) if name != "POP" else 0
-        for _ in range(above):
-            if stack:
-                stack.pop()
+        taken += [stack.pop() for _ in range(min(above, len(stack)))]
     else:
-        for _ in opcode.stack_before:
-            if stack:
-                stack.pop()
-    for kind in opcode.stack_after:
-        if kind is pickletools.markobject:
-            stack.append(_MARK)
-        else:
-            stack.append(
-                argument if isinstance(argument, str) and not opcode.stack_before else None
-            )
+        taken += [stack.pop() for _ in range(min(len(opcode.stack_before), len(stack)))]
+    if not opcode.stack_after:
+        return
+    if pickletools.markobject in opcode.stack_after:
+        stack.append(_MARK)
+    elif not opcode.stack_before and isinstance(argument, str):
+        stack.append(argument)
+    else:
+        *inner, last = [value if isinstance(value, int) else 0 for value in taken] or [-1]
+        # What adds to a list or a dict leaves it on the stack; anything else wraps what it took.
+        stack.append(max([last, *(value + 1 for value in inner)]) if name in _ADDS
+                     else max([last, *inner]) + 1)  # fmt: skip

@@ -357,11 +357,12 @@ def _flatten(
     if depth > _MAX_DEPTH:
         raise RefusedError(f"{where} is refused: its dicts are nested deeper than {_MAX_DEPTH}")
     for key, value in tree.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key}" if isinstance(key, str) else ""
         if not isinstance(key, str) or name in into:
+            came = f"'{shown(name)}' twice" if isinstance(key, str) else _kind_of(key)
             raise ModelError(
-                f"expected names of tensors as text, each once, in {where}, got "
-                f"{shown(repr(key))}; save the model's state_dict()"
+                f"expected names of tensors as text, each once, in {where}, got {came}; save the "
+                "model's state_dict()"
             )
         if isinstance(value, Mapping):
             _flatten(value, f"{name}.", into, where, depth + 1)
