@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import robustann as ra
-from robustann.auditing import Audit
+from robustann.auditing import METRICS, Audit
 from robustann.auditing.passes import Passes
 from robustann.cli import main
 from robustann.cli.audit import audit
@@ -697,3 +698,37 @@ def test_fuzz_budgets(text):
 @settings(max_examples=50, derandomize=True)
 def test_slugs_are_names_of_folders(eps):
     assert re.fullmatch("linf-[0-9.e+-]+", slug_of(ThreatModel("linf", eps)))
+
+
+# The documents.
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("name", ["config.md", "ci.md"])
+def test_snippets_of_the_documents_are_valid(name, run, model_file):
+    text = (DOCS / name).read_text(encoding="utf-8")
+    for number, block in enumerate(re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.M)):
+        path = Path(f"{number}.toml")
+        path.write_text(block)
+        assert run("config", "validate", path)[0] == 0
+    commands = re.findall(r"^(?:\s+(?:run: >\n\s+)?)?robustann ((?:audit|config).*(?:\n\s+--.*)*)$",
+                          text, re.M)  # fmt: skip
+    assert len(commands) >= 2
+    for command in commands:
+        arguments = shlex.split(command.partition(" #")[0].partition(" >")[0])
+        here, rest = main.cli, arguments
+        while isinstance(here, click.Group):
+            here, rest = here.commands[rest[0]], rest[1:]
+        # Every option is known, and no argument is missing.
+        here.make_context("robustann", list(rest))
+
+
+def test_the_documents_name_every_key_and_every_metric():
+    text = (DOCS / "config.md").read_text(encoding="utf-8")
+    for section in AuditFile.model_fields:
+        (row,) = re.findall(rf"^\| `\[{section}\]` \| (.*) \|$", text, re.M)
+        for key in type(getattr(AuditFile(), section)).model_fields:
+            assert f"`{key}`" in row
+    text = (DOCS / "ci.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| ", text, re.M) == list(METRICS)
