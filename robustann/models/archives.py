@@ -23,6 +23,11 @@ _END = b"PK\x05\x06"
 _END_SIZE = 22
 
 
+UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError,
+              LookupError, OverflowError, NotImplementedError, RuntimeError)  # fmt: skip
+"""What Python's reader raises for archives that are damaged."""
+
+
 @dataclass(frozen=True)
 class Archive:
     """A zip archive in memory whose directory says one thing only.
@@ -81,8 +86,7 @@ class Archive:
             with self.file.open(entry) as stream:
                 # Never more than the directory states, whatever the packed bytes hold.
                 found = stream.read(entry.file_size + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError,
-                RuntimeError, ValueError) as error:  # fmt: skip
+        except UNREADABLE as error:
             raise _damaged(f"the entry '{shown(name)}'", f"{error!s:.200}") from error
         if len(found) != entry.file_size:
             raise _damaged(f"the entry '{shown(name)}'", f"it has not {entry.file_size} bytes")
@@ -110,8 +114,7 @@ def open_archive(content: bytes, where: str) -> zipfile.ZipFile:
     """
     try:
         return zipfile.ZipFile(io.BytesIO(content))
-    except (zipfile.BadZipFile, struct.error, ValueError, OverflowError, OSError, EOFError,
-            NotImplementedError, IndexError) as error:  # fmt: skip
+    except UNREADABLE as error:
         raise _damaged(where, f"{error!s:.200}") from error
 
 

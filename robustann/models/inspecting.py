@@ -9,8 +9,8 @@ import io
 import logging
 import math
 import os
+import warnings
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from robustann.errors import ModelError, RefusedError, RobustannError
-from robustann.models.archives import Archive, open_archive
+from robustann.models.archives import UNREADABLE, Archive, open_archive
 from robustann.models.layout import Layout
 from robustann.models.onnx_facts import OnnxFacts, onnx_facts
 from robustann.models.pickles import Pickle, scan_pickle
@@ -36,8 +36,6 @@ _ZIPPED = (
 )  # fmt: skip
 _PICKLE_NAMES = (".pkl", ".pickle", ".debug_pkl")
 _CODE_NAMES = (".py", ".so", ".dll", ".dylib", ".cubin", ".cpp")
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError,
-               RuntimeError, ValueError)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,7 @@ def _look_into_zip(content: bytes, place: str, found: _Found, depth: int, max_by
             found.entries.append((name, entry.file_size))
             if entry.filename.casefold().endswith(_CODE_NAMES):
                 found.code.append(name)
-            if not entry.is_dir():
+            if not entry.filename.endswith("/"):
                 _look_into_entry(file, entry, name, found, depth, max_bytes)
 
 
@@ -243,7 +241,7 @@ def _look_into_entry(
                 return
             content = head + stream.read(_MAX_HEAD if array else _MAX_ENTRY)
             found.unpacked += len(content)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         found.notes.append(f"{shown(name)} cannot be unpacked: {shown(str(error))}")
         return
     if array:
@@ -286,10 +284,14 @@ def _look_into_array(content: bytes, place: str, found: _Found) -> None:
 
     stream = io.BytesIO(content)
     try:
-        version = npy.read_magic(stream)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(stream, max_header_size=_MAX_HEAD)
-    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError) as error:
+        with warnings.catch_warnings():
+            # Of headers that Python 2 wrote.
+            warnings.simplefilter("ignore")
+            version = npy.read_magic(stream)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(stream, max_header_size=_MAX_HEAD)
+    # It parses the header as a Python literal, which fails in any way a parser can.
+    except Exception as error:
         found.notes.append(f"{shown(place) or 'the array'} is damaged: {shown(str(error))}")
         return
     found.tensors.append(TensorFacts(place, str(dtype), tuple(shape)))
