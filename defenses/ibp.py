@@ -21,10 +21,11 @@ class IBPTraining:
     :func:`robustann.training.train`. The worst logits come from
     :func:`robustann.certificates.margin_bounds` and hold for every image within ``threat``, so what
     gets small is a bound, which :func:`robustann.certificates.certify_linf` then proves. Over the
-    ramp, the radius grows from 0 and ``kappa`` falls from 1, for from the full radius the bounds
-    of a fresh network are too wide to learn from. Bounds see batch normalisation with its running
-    statistics and no dropout. Validation, hence the choice of the epoch, is by certified
-    accuracy at the full radius (by intervals, without allowance for rounding).
+    ramp, the radius grows from 0 and ``kappa`` falls from 1, a little with each update, for from
+    the full radius the bounds of a fresh network are too wide to learn from. Bounds see batch
+    normalisation with its running statistics and no dropout. Validation, hence the choice of the
+    epoch, is by certified accuracy at the full radius (by intervals, without allowance for
+    rounding).
 
     Helps, provably, in linf up to the radius certified. Known to cost much clean accuracy, more
     than adversarial training, and to suit small networks only; a radius somewhat larger than the
@@ -86,6 +87,7 @@ class IBPTraining:
         self.kappa = kappa
         self.warmup_epochs = warmup_epochs
         self.ramp_epochs = ramp_epochs
+        self._epochs = 0
         self._share = 1.0
 
     def parameters(self) -> dict[str, Any]:
@@ -100,29 +102,36 @@ class IBPTraining:
         }
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set radius and kappa for this epoch, the first being 1.
+        """Set radius and kappa for the start of this epoch, the first being 1."""
+        self._epochs = epochs
+        self.begin_update(epoch - 1)
+
+    def begin_update(self, done: float) -> None:
+        """Set radius and kappa for an update, ``done`` epochs into the training.
 
         >>> step = IBPTraining(ThreatModel("linf", 0.3), warmup_epochs=1, ramp_epochs=2)
-        >>> for epoch in (1, 2, 3, 4):
-        ...     step.begin_epoch(epoch, 10)
+        >>> for done in (0.5, 1.0, 2.0, 2.5, 3.0):
+        ...     step.begin_update(done)
         ...     print(round(step.eps, 3), round(step.current_kappa, 3))
         0.0 1.0
-        0.1 0.833
-        0.2 0.667
+        0.0 1.0
+        0.15 0.75
+        0.225 0.625
         0.3 0.5
         """
-        ramp = epochs // 2 if self.ramp_epochs is None else self.ramp_epochs
-        warmup = epochs // 6 if self.warmup_epochs is None else self.warmup_epochs
-        self._share = min(1.0, max(0, epoch - warmup) / (ramp + 1))
+        ramp = self._epochs / 2 if self.ramp_epochs is None else self.ramp_epochs
+        warmup = self._epochs / 6 if self.warmup_epochs is None else self.warmup_epochs
+        ramped = (done - warmup) / ramp if ramp else float(done >= warmup)
+        self._share = min(1.0, max(0.0, ramped))
 
     @property
     def eps(self) -> float:
-        """The radius of the present epoch."""
+        """The present radius."""
         return self.threat.eps * self._share
 
     @property
     def current_kappa(self) -> float:
-        """The weight of the clean loss in the present epoch."""
+        """The present weight of the clean loss."""
         return 1 - (1 - self.kappa) * self._share
 
     def __call__(

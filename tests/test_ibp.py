@@ -60,18 +60,44 @@ def test_radius_and_kappa_follow_their_schedules():
     seen = []
     for epoch in range(1, 13):
         step.begin_epoch(epoch, 12)
-        seen.append((step.eps, step.current_kappa))
+        for half in (0.0, 0.5):
+            step.begin_update(epoch - 1 + half)
+            seen.append((step.eps, step.current_kappa))
     radii, kappas = zip(*seen, strict=True)
-    assert radii[:2] == (0.0, 0.0)  # a sixth of 12 epochs
-    assert kappas[:2] == (1.0, 1.0)
+    assert radii[:5] == (0.0,) * 5  # a sixth of 12 epochs, then half of them
+    assert kappas[:5] == (1.0,) * 5
     assert list(radii) == sorted(radii)
-    assert radii[2] == pytest.approx(0.1 / 7)
-    assert radii[8:] == (0.1,) * 4
-    assert kappas[8:] == (0.5,) * 4
-    # A resumed run takes up where it was: the epoch alone decides.
+    assert radii[5] == pytest.approx(0.1 / 12)
+    assert radii[10] == pytest.approx(0.05)
+    assert radii[16:] == (0.1,) * 8
+    assert kappas[16:] == (0.5,) * 8
+    # A resumed run takes up where it was: the position alone decides.
     other = IBPTraining(LINF, kappa=0.5)
     other.begin_epoch(5, 12)
-    assert (other.eps, other.current_kappa) == seen[4]
+    assert (other.eps, other.current_kappa) == seen[8]
+    other = IBPTraining(LINF, warmup_epochs=0, ramp_epochs=0)
+    other.begin_epoch(1, 12)
+    assert other.eps == 0.1
+
+
+def test_even_few_epochs_begin_without_a_radius(digits: ra.ImageData) -> None:
+    seen: list[float] = []
+
+    class Watched(IBPTraining):
+        def __call__(self, *arguments, **named):
+            seen.append(self.eps)
+            return super().__call__(*arguments, **named)
+
+    ra.train("small-cnn", digits, step=Watched(LINF), epochs=1, batch_size=128)
+    assert seen[0] == seen[1] == 0.0
+    assert seen == sorted(seen)
+    assert seen[-1] == 0.1
+    # From a larger radius at the start, three epochs ended at chance level, 10 %.
+    threat = ThreatModel("linf", 0.05)
+    few = ra.train("small-cnn", digits, step=IBPTraining(threat), epochs=3, batch_size=64)
+    x, labels = digits.test.images(slice(None)), digits.test.labels
+    assert few.metrics["accuracy"] > 0.8
+    assert certify_linf(few.model, x, labels, threat, method="ibp").certified_accuracy > 0.4
 
 
 def test_without_a_radius_it_is_plain_training():

@@ -322,6 +322,7 @@ class _Run:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         rate = 0.0
         for index, (images, labels, random) in enumerate(self._batches(number)):
+            self._tell("begin_update", number - 1 + index / self.steps)
             loss, logits = self._gradients(images, labels, random)
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
