@@ -517,6 +517,10 @@ MISTAKES = [
     ("a = 1\na = 2", "expected TOML in"),
     (f"a = {'9' * 5000}", "expected TOML in"),
     (f"a = {'[' * 5000}", "nested too deeply"),
+    (f"{'a.' * 3000}b = 1", "unknown section 'a'"),
+    (f"model.path.{'a.' * 3000}b = 1", "expected model.path as text, got a dict too long to show"),
+    (f"[attacks]\nseed = 0x{'f' * 9000}", "expected integers of at most 1024 bits"),
+    (f"[threats]\nl2 = [[0x{'f' * 9000}]]", "expected integers of at most 1024 bits"),
 ]
 
 

@@ -11,6 +11,7 @@ import click
 from robustann import __version__
 from robustann.cli.attack import attack
 from robustann.cli.audit import audit
+from robustann.cli.config import config
 from robustann.cli.harden import harden
 from robustann.cli.inspect import inspect
 from robustann.cli.listing import listing
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (train, attack, audit, harden, report, inspect, seal, verify, listing):
+for command in (train, attack, audit, config, harden, report, inspect, seal, verify, listing):
     cli.add_command(command)
 
 

@@ -24,6 +24,7 @@ from robustann.threat import NORMS, ThreatModel
 # A configuration is a page long; more is a mistake, or an attack on the parser.
 _LARGEST = 2**20
 _MOST_SHOWN = 8
+_MOST_BITS = 1024
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Overrides = Mapping[str, Mapping[str, Any]]
@@ -205,7 +206,7 @@ def _read(path: Path) -> bytes:
 
 def _parse(content: bytes, path: Path | None) -> dict[str, Any]:
     try:
-        return tomllib.loads(content.decode("utf-8"))
+        found = tomllib.loads(content.decode("utf-8"))
     # Beside its own error, tomllib lets those of huge integers and of deep nesting through.
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
@@ -213,6 +214,18 @@ def _parse(content: bytes, path: Path | None) -> dict[str, Any]:
             f"expected TOML in '{path}', got what is none: {reason}; correct it, or write a new "
             "one with 'robustann config init'"
         ) from error
+    # Hexadecimal integers may have any length in TOML; Python refuses to write them out again.
+    left: list[Any] = [found]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise UsageError(f"expected integers of at most {_MOST_BITS} bits in '{path}', got one "
+                             f"of {value.bit_length()}; correct it")  # fmt: skip
+    return found
 
 
 def _merged(raw: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
