@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from robustann.cli.options import (
-    check_model_file,
     check_targets,
     data_options,
     device_option,
     model_options,
     quiet_option,
-    read_data,
-    read_model,
+    read_model_and_data,
     read_threat,
     seed_option,
     share,
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from robustann.attacks import AttackResult
+    from robustann.models.request import ModelRequest
 
 _SHEET_COLUMNS = 12
 
@@ -74,8 +73,7 @@ _SHEET_COLUMNS = 12
 @device_option
 @quiet_option
 def attack(
-    model_path: Path,
-    arch: str | None,
+    request: ModelRequest,
     data_spec: str,
     data_root: Path | None,
     download: bool,
@@ -108,12 +106,13 @@ def attack(
     chosen = parse_attack(attack_text)
     threat = read_threat(norm, eps, targeted=target is not None)
     chosen.check(threat)
-    folder = output_dir or Path("runs", f"attack-{model_path.stem}")
-    check_model_file(model_path)
+    folder = output_dir or Path("runs", f"attack-{request.name}")
+    request.check()
     arrays, sheet = folder / "adversarial.npz", folder / "sheet.png"
     check_targets(arrays, sheet)
-    model = read_model(model_path, arch, device, quiet)
-    data = read_data(data_spec, data_root, download, image_size, quiet)
+    model, data = read_model_and_data(
+        request, data_spec, data_root, download, image_size, device, quiet
+    )
     if target is not None and target >= data.num_classes:
         raise UsageError(
             f"expected --target from 0 to {data.num_classes - 1}, got {target}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from robustann.data import ImageData
-    from robustann.models import ImageClassifier
+    from robustann.models.request import ModelRequest
     from robustann.threat import ThreatModel
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,13 +43,59 @@ data_options = combine(
                  help="Resize and crop the images of an image folder to this size."),
 )  # fmt: skip
 
-model_options = combine(
-    click.option("--model", "model_path", required=True, type=click.Path(path_type=Path),
-                 metavar="FILE", help="A .safetensors file with its .json beside it."),
-    click.option("--arch", metavar="NAME",
-                 help="The model's architecture; needed only where it is a pkg.module:factory, "
-                 "to agree that this code is run."),
-)  # fmt: skip
+
+def _requested(function: F) -> F:
+    """Hand the model options over as one ``request``."""
+
+    @functools.wraps(function)
+    def with_request(**options: Any) -> Any:
+        from robustann.models.request import FIELDS, ModelRequest
+
+        given = {name: options.pop(name) for name in FIELDS}
+        return function(request=ModelRequest.from_text(**given), **options)
+
+    return with_request  # type: ignore[return-value]
+
+
+def _model_options(model_help: str, arch_help: str) -> Callable[[F], F]:
+    return combine(
+        click.option("--model", metavar="FILE", help=model_help),
+        click.option("--arch", metavar="NAME", help=arch_help),
+        click.option("--factory", metavar="PKG.MODULE:FN",
+                     help="Instead of --arch: your own code, which returns the network; without "
+                     "--model, the trained one."),
+        click.option("--class-names", metavar="FILE|NAME,NAME,...",
+                     help="Of the model's outputs, in their order: a list, or a file with one a "
+                     "line.  [default: what the model carries, else those of the data]"),
+        click.option("--mean", metavar="NUMBER,...",
+                     help="Subtracted from each channel.  [default: what the model carries, "
+                     "else 0]"),
+        click.option("--std", metavar="NUMBER,...",
+                     help="Then divides each channel.  [default: what the model carries, else 1]"),
+        click.option("--bounds", metavar="LOW,HIGH",
+                     help="What black and white are to the network, before --mean and --std; for "
+                     "example 0,255.  [default: what the model carries, else 0,1]"),
+        click.option("--input-size", metavar="PIXELS|HEIGHTxWIDTH",
+                     help="What the network takes; images of another size are resized in front of "
+                     "it.  [default: what the model carries, else that of the images]"),
+        click.option("--model-sha256", metavar="HEX", help="Refuse a file with another SHA-256."),
+        click.option("--allow-code-execution", is_flag=True,
+                     help="Open TorchScript and .pt2 files, which can run code on this machine."),
+        _requested,
+    )  # fmt: skip
+
+
+model_options = _model_options(
+    "Weights (.safetensors, .pt, .pth), ONNX, TorchScript or .pt2; or hf:FOLDER of a "
+    "transformers image classifier, timm:FOLDER of a timm model.",
+    "The network that weights belong to, where no .json beside them says so: see 'robustann list "
+    "models'. A pkg.module:factory is your code, which runs.",
+)
+start_options = _model_options(
+    "A model to harden, as 'robustann audit' takes it; training goes on from there.",
+    "Without --model: train this architecture, once plainly and once hardened.  "
+    "[default: small-cnn]",
+)
 
 threat_options = combine(
     click.option("--norm", default="linf", show_default=True, metavar="NORM",
@@ -69,25 +118,47 @@ seed_option = click.option(
 
 
 def read_data(data_spec: str, data_root: Path | None, download: bool, image_size: int | None,
-              quiet: bool) -> ImageData:  # fmt: skip
-    """Load the dataset that the options name."""
-    from robustann.data import load_data
-    from robustann.factory import is_factory
+              quiet: bool, usual_size: int | None = None) -> ImageData:  # fmt: skip
+    """Load the dataset that the options name.
 
-    if is_factory(data_spec) and not quiet:
+    ``usual_size`` is what the images of a folder become where nothing else decides it.
+    """
+    from robustann.data import load_data, runs_code
+
+    if runs_code(data_spec) and not quiet:
         click.echo(f"importing {data_spec} from the current folder or the environment", err=True)
-    return load_data(data_spec, root=data_root, download=download, image_size=image_size)
+    return load_data(data_spec, root=data_root, download=download, image_size=image_size,
+                     usual_size=usual_size)  # fmt: skip
 
 
-def read_model(model_path: Path, arch: str | None, device: str | None,
-               quiet: bool) -> ImageClassifier:  # fmt: skip
-    """Load the model that the options name onto the device."""
-    from robustann.factory import is_factory
-    from robustann.models import load_model, resolve_device
+def read_model_and_data(request: ModelRequest, data_spec: str, data_root: Path | None,
+                        download: bool, image_size: int | None, device: str | None,
+                        quiet: bool) -> tuple[nn.Module, ImageData]:  # fmt: skip
+    """The model on its device, and the data with its classes numbered as the model's are.
 
-    if arch is not None and is_factory(arch) and not quiet:
-        click.echo(f"importing {arch} from the current folder or the environment", err=True)
-    return load_model(model_path, arch=arch, device=resolve_device(device))
+    A model file is refused before the data is read. What was taken from where is told on stderr.
+    """
+    from robustann.data.matching import in_order_of
+    from robustann.models import resolve_device
+    from robustann.models.resolve import resolve_model
+
+    code = request.code
+    if code is not None and not quiet:
+        click.echo(f"importing {code} from the current folder or the environment", err=True)
+    read: list[ImageData] = []
+
+    def data(size: int | None) -> ImageData:
+        if not read:
+            read.append(read_data(data_spec, data_root, download, image_size, quiet, size))
+        return read[0]
+
+    resolved = resolve_model(request, data)
+    model = resolved.model.to(resolve_device(device))
+    matched, told = in_order_of(data(None), resolved.class_names)
+    if not quiet:
+        for note in (*resolved.notes, *told):
+            click.echo(note, err=True)
+    return model, matched
 
 
 def check_model_file(path: Path) -> None:

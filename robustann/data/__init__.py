@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustann.data.arrays import tensor_split
 from robustann.data.augmentation import Augmentation
-from robustann.data.loading import DATASETS, ImageData, from_arrays, load_data
+from robustann.data.loading import DATASETS, ImageData, from_arrays, load_data, runs_code
 from robustann.data.splits import Split, StreamSplit, TensorSplit
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "TensorSplit",
     "from_arrays",
     "load_data",
+    "runs_code",
     "tensor_split",
 ]

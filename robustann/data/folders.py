@@ -32,7 +32,7 @@ _DEFAULT_SIZE = 224
 
 
 def load_folder(
-    path: Path, image_size: int | None = None
+    path: Path, image_size: int | None = None, usual_size: int | None = None
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The parts that a folder holds (``train`` alone, or more) and its class names.
 
@@ -44,7 +44,8 @@ def load_folder(
         path: the folder.
         image_size: side in pixels of the square that images are resized and cropped to. By
             default images stay as they are where all those sampled have one size of at most
-            128 pixels, and become 224x224 otherwise.
+            128 pixels, and become squares of the usual size otherwise.
+        usual_size: that side; 224 where None.
 
     Raises:
         UsageError: no such folder, or an image size under 1.
@@ -69,16 +70,29 @@ def load_folder(
             f"got {list(class_names)}; sort the images into folders"
         )
     listed = {part: _list_files(folder, class_names) for part, folder in folders.items()}
-    shape = _shape([file for files, _ in listed.values() for file in files], image_size)
-    count = sum(len(files) for files, _ in listed.values())
-    keep = fits_in_memory(count * shape[0] * shape[1] * shape[2])
-    parts: dict[str, Split] = {}
-    for part, (files, labels) in listed.items():
-        reader = _Reader(tuple(files), shape)
-        parts[part] = (
-            TensorSplit(_read_all(reader), labels) if keep else StreamSplit(reader, labels, shape)
-        )
+    everything = [file for files, _ in listed.values() for file in files]
+    shape = image_shape(everything, image_size, usual_size)
+    keep = fits_in_memory(len(everything) * shape[0] * shape[1] * shape[2])
+    parts = {
+        part: image_files(files, labels, shape, keep=keep)
+        for part, (files, labels) in listed.items()
+    }
     return parts, class_names
+
+
+def image_files(
+    files: Sequence[Path], labels: Tensor, shape: tuple[int, int, int], *, keep: bool
+) -> Split:
+    """One part of a dataset from image files: decoded now to ``keep`` them, or on demand.
+
+    Raises:
+        DataError: a file that cannot be decoded, if they are kept.
+
+    >>> len(image_files([Path("a.png")], torch.tensor([0]), (3, 8, 8), keep=False))
+    1
+    """
+    reader = _Reader(tuple(files), shape)
+    return TensorSplit(_read_all(reader), labels) if keep else StreamSplit(reader, labels, shape)
 
 
 def pixels(image: Image, *, grey: bool) -> Tensor:
@@ -164,8 +178,18 @@ def _list_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], T
     return files, torch.tensor(labels)
 
 
-def _shape(files: Sequence[Path], image_size: int | None) -> tuple[int, int, int]:
-    """(C, H, W) that suits a sample of the files; only their headers are read."""
+def image_shape(
+    files: Sequence[Path], image_size: int | None, usual_size: int | None = None
+) -> tuple[int, int, int]:
+    """(C, H, W) that suits a sample of the files; only their headers are read.
+
+    Raises:
+        DataError: a file that is no image.
+
+    >>> image_shape([Path("nowhere.png")], 32)
+    Traceback (most recent call last):
+    robustann.errors.DataError: expected an image in 'nowhere.png', opening it failed with ...
+    """
     from PIL import Image
 
     sizes, grey = set(), True
@@ -183,7 +207,7 @@ def _shape(files: Sequence[Path], image_size: int | None) -> tuple[int, int, int
     if image_size is None and len(sizes) == 1 and max(next(iter(sizes))) <= _LARGEST_KEPT:
         width, height = sizes.pop()
         return channels, height, width
-    size = image_size or _DEFAULT_SIZE
+    size = image_size or usual_size or _DEFAULT_SIZE
     return channels, size, size
 
 

@@ -34,6 +34,9 @@ _SPLIT_SEED = 1797
 _TEST_FRACTION = 0.2
 _VALIDATION_FRACTION = 0.1
 
+# What a path follows, which may look like a factory.
+_PATH_PREFIXES = ("imagefolder", "npz", "csv", "datasets")
+
 _TORCHVISION = {
     "mnist": ("MNIST", Augmentation()),
     "fashion-mnist": ("FashionMNIST", Augmentation(pad=2)),
@@ -112,6 +115,7 @@ def load_data(
     root: str | os.PathLike[str] | None = None,
     download: bool = False,
     image_size: int | None = None,
+    usual_size: int | None = None,
 ) -> ImageData:
     """Load a dataset in three parts: train, validation, test.
 
@@ -130,7 +134,8 @@ def load_data(
             ``ROBUSTANN_DATA``, else ``data``.
         download: fetch those into ``root`` where they are absent.
         image_size: side in pixels that an image folder is resized and cropped to; default: as
-            they are where all have one size of at most 128 pixels, else 224.
+            they are where all have one size of at most 128 pixels, else the usual size.
+        usual_size: that side, such as what a model takes; 224 where None.
 
     Raises:
         UsageError: an unknown name, a path that is not there, a dataset that is absent.
@@ -144,7 +149,7 @@ def load_data(
 
     prefix, colon, rest = spec.partition(":")
     if colon and prefix == "imagefolder":
-        parts, names = load_folder(Path(rest).expanduser(), image_size)
+        parts, names = load_folder(Path(rest).expanduser(), image_size, usual_size)
         shape = parts["train"].shape
         side = min(shape[1:])
         # A shift of 4 pixels suits 32x32; smaller images bear less.
@@ -159,11 +164,20 @@ def load_data(
     if spec in _TORCHVISION:
         folder = Path(root or os.environ.get("ROBUSTANN_DATA") or "data").expanduser()
         return _torchvision(spec, folder, download)
-    if is_factory(spec):
+    if runs_code(spec):
         return _from_factory(spec)
     if Path(spec).is_dir():
         raise UsageError(f"expected a dataset, got the folder '{spec}'; use 'imagefolder:{spec}'")
     raise unknown_name("dataset", spec, DATASETS)
+
+
+def runs_code(spec: str) -> bool:
+    """Whether loading the dataset ``spec`` runs a user's ``pkg.module:factory``.
+
+    >>> runs_code("mine.data:make"), runs_code("npz:images"), runs_code("digits")
+    (True, False, False)
+    """
+    return is_factory(spec) and spec.partition(":")[0] not in _PATH_PREFIXES
 
 
 def _cut(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,10 @@ class Split(ABC):
         """The images and labels at ``indices``, in that order, as a part of their own."""
 
     @abstractmethod
+    def relabelled(self, labels: Tensor) -> Split:
+        """The same images with other labels, int64 (N,)."""
+
+    @abstractmethod
     def _stored(self, positions: Tensor) -> Tensor:
         """Images as they are stored: uint8, or float32 in [0, 1]."""
 
@@ -181,6 +185,12 @@ class TensorSplit(Split):
         part.device = self.device
         return part
 
+    def relabelled(self, labels: Tensor) -> TensorSplit:
+        """The same images with other labels, int64 (N,)."""
+        part = TensorSplit(self._images, labels, self.scale)
+        part.device = self.device
+        return part
+
     def _stored(self, positions: Tensor) -> Tensor:
         return self._images.index_select(0, positions.to(self._images.device))
 
@@ -225,6 +235,15 @@ class StreamSplit(Split):
         """The images and labels at ``indices``, in that order."""
         positions = self._positions(indices)
         return self._copy(self._sources[positions], self.labels[positions], self.device)
+
+    def relabelled(self, labels: Tensor) -> StreamSplit:
+        """The same images with other labels, int64 (N,)."""
+        if labels.dtype != torch.int64 or labels.shape != self.labels.shape:
+            raise DataError(
+                f"expected int64 labels of shape ({len(self)},), one an image, got {labels.dtype} "
+                f"of shape {tuple(labels.shape)}"
+            )
+        return self._copy(self._sources, labels.cpu(), self.device)
 
     def _copy(self, sources: Tensor, labels: Tensor, device: torch.device) -> StreamSplit:
         copy = StreamSplit(self._read, labels, self.shape, threads=self._threads)

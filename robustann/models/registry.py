@@ -25,11 +25,15 @@ ARCHITECTURES: dict[str, str] = {
     "preactresnet-18": "pre-activation ResNet-18 for small images; 11 million parameters",
     "wideresnet-DEPTH-WIDTH": "wide ResNet, for example wideresnet-28-10 or wideresnet-16-4",
     "torchvision:NAME": "any classifier of torchvision, for example resnet50; untrained",
+    "timm:NAME": "any classifier of timm, for example timm:vit_tiny_patch16_224; extra timm",
     "pkg.module:factory": "your function, which returns a network that gives logits",
 }
 
 _WIDE = re.compile(r"wideresnet-(\d{1,4})-(\d{1,4})")
 _TORCHVISION_PREFIX = "torchvision:"
+TIMM_PREFIX = "timm:"
+# What a name follows, which would look like a factory.
+_LIBRARIES = (_TORCHVISION_PREFIX, TIMM_PREFIX)
 
 
 def create_model(
@@ -155,7 +159,7 @@ def is_code(arch: str) -> bool:
     >>> is_code("mine.nets:make"), is_code("torchvision:resnet50")
     (True, False)
     """
-    return is_factory(arch) and not arch.startswith(_TORCHVISION_PREFIX)
+    return is_factory(arch) and not arch.startswith(_LIBRARIES)
 
 
 def first_problem(error: ValidationError) -> str:
@@ -189,13 +193,13 @@ class RepeatChannel(nn.Module):
 
 
 class _NumbersOnCpu(TorchFunctionMode):
-    """RegNet computes its widths with tensors, for which it needs their values."""
+    """RegNet and networks of timm compute with tensors while they are made: they need values."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         options = dict(kwargs or {})
-        if func in (torch.arange, torch.tensor):
+        if func in (torch.arange, torch.linspace, torch.tensor):
             options["device"] = "cpu"
         return func(*args, **options)
 
@@ -208,6 +212,10 @@ def _network(spec: ModelSpec) -> nn.Module:
         return preact_resnet18(spec.num_classes, channels)
     if match := _WIDE.fullmatch(arch):
         return wide_resnet(int(match[1]), int(match[2]), spec.num_classes, channels)
+    if arch.startswith(TIMM_PREFIX):
+        from robustann.models.foreign.timm_models import timm_network
+
+        return timm_network(arch.removeprefix(TIMM_PREFIX), spec.num_classes, spec.shape)
     if is_code(arch):
         return _from_factory(spec)
     return _from_torchvision(spec)

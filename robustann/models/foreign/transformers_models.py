@@ -1,0 +1,195 @@
+"""Image classifiers of transformers, from a local folder of safetensors; none of its code runs."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from robustann.errors import ModelError, RefusedError, UsageError
+from robustann.models.foreign.adapters import Carried, Network, need
+from robustann.models.foreign.timm_models import numbers_of, read_json
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+class Logits(nn.Module):
+    """A network of transformers, whose output holds the logits.
+
+    >>> from types import SimpleNamespace
+    >>> class Net(nn.Module):
+    ...     def forward(self, pixel_values):
+    ...         return SimpleNamespace(logits=pixel_values.flatten(1))
+    >>> import torch
+    >>> Logits(Net())(torch.zeros(1, 1, 1, 2)).shape
+    torch.Size([1, 2])
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        logits: Tensor = self.net(pixel_values=images).logits
+        return logits
+
+
+def open_transformers(folder: Path, sha256: str | None = None) -> Network:
+    """The image classifier in a folder that ``save_pretrained`` wrote.
+
+    Weights come from ``model.safetensors`` (or its shards) alone, every one of them must fit, and
+    nothing is fetched from elsewhere.
+
+    Args:
+        folder: holds ``config.json``, the weights, and for the normalisation
+            ``preprocessor_config.json``.
+        sha256: of the weights, in hex, where they must be these.
+
+    Raises:
+        UsageError: transformers is not installed, or files are absent.
+        RefusedError: the folder brings code of its own, or other weights than ``sha256``.
+        ModelError: no image classifier, or weights that do not fit.
+    """
+    transformers = need("transformers", "hf")
+    values = read_json(folder / "config.json")
+    if "auto_map" in values:
+        raise RefusedError(
+            f"'{folder / 'config.json'}' asks to run code of its own (auto_map); robustann never "
+            "does. If you trust it, load the model in your own code and pass --factory"
+        )
+    tensors, found = _weights(folder)
+    if sha256 is not None and sha256.lower() != found:
+        raise RefusedError(
+            f"expected the weights in '{folder}' to have the SHA-256 {sha256}, got {found}; get "
+            "the model again from where you trust it"
+        )
+    net = _made(transformers, folder, values, tensors)
+    return Network(Logits(net), f"transformers {type(net).__name__}", _carried(folder, values, net),
+                   sha256=found)  # fmt: skip
+
+
+def _weights(folder: Path) -> tuple[dict[str, Tensor], str]:
+    from robustann.models.weights import read_weights
+
+    whole, index = folder / _WEIGHTS, folder / _INDEX
+    if whole.is_file():
+        weights = read_weights(whole)
+        return dict(weights.tensors), weights.sha256
+    if not index.is_file():
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".h5"))
+        raise UsageError(
+            f"expected '{_WEIGHTS}' in '{folder}', got {', '.join(others) or 'no weights'}; "
+            "save the model again with model.save_pretrained(folder, safe_serialization=True)"
+        )
+    listed = read_json(index).get("weight_map")
+    names = set(listed.values()) if isinstance(listed, dict) else set()
+    tensors: dict[str, Tensor] = {}
+    sha = hashlib.sha256()
+    for name in sorted(map(str, names)):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise RefusedError(
+                f"expected '{index}' to name .safetensors files beside it, got {name!r:.80}"
+            )
+        weights = read_weights(folder / name)
+        tensors.update(weights.tensors)
+        sha.update(bytes.fromhex(weights.sha256))
+    return tensors, sha.hexdigest()
+
+
+def _made(
+    transformers: Any, folder: Path, values: dict[str, Any], tensors: dict[str, Tensor]
+) -> nn.Module:
+    kind = values.get("model_type")
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    if kind not in known:
+        raise ModelError(
+            f"expected an image classifier of transformers in '{folder}', got the model type "
+            f"{kind!r}; a timm model is named timm:FOLDER"
+        )
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = transformers.AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+            auto = transformers.AutoModelForImageClassification
+            maker = auto._model_mapping[type(config)]
+            maker = maker[0] if isinstance(maker, (list, tuple)) else maker
+            net, told = maker.from_pretrained(
+                None, config=config, state_dict=tensors, output_loading_info=True
+            )
+    except Exception as error:
+        raise ModelError(
+            f"transformers cannot make the model in '{folder}' ({type(error).__name__}: "
+            f"{str(error)[:300]}); save it again with save_pretrained"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(level)
+    problems = [
+        f"{len(keys)} {what}: {', '.join(map(str, sorted(map(str, keys))[:3]))}"
+        for what, keys in (
+            ("missing", told.get("missing_keys")),
+            ("unexpected", told.get("unexpected_keys")),
+            ("of another shape", told.get("mismatched_keys")),
+        )
+        if keys
+    ]
+    if problems:
+        raise ModelError(
+            f"the weights in '{folder}' do not fit its config.json: {'; '.join(problems)}; use "
+            "the files of one save_pretrained"
+        )
+    made: nn.Module = net.float().eval()
+    return made
+
+
+def _carried(folder: Path, values: dict[str, Any], net: Any) -> Carried:
+    labels = net.config.id2label
+    names = tuple(str(labels[number]) for number in sorted(labels))
+    channels = values.get("num_channels")
+    side = net.config.to_dict().get("image_size")
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return Carried(
+            f"config.json in {folder.name}",
+            channels=channels if isinstance(channels, int) else None,
+            size=_size(side),
+            class_names=names,
+        )
+    told = read_json(path)
+    factor = told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 1.0
+    factor = factor if isinstance(factor, (int, float)) and factor > 0 else 1 / 255
+    offset = -1.0 if told.get("rescale_offset") else 0.0
+    high = 255 * factor + offset
+    # 255 * (1 / 255) is 1 but for rounding.
+    bounds = (offset, 1.0 if abs(high - 1) < 1e-6 else high)
+    normalises = bool(told.get("do_normalize", True))
+    size = _size(side) or _size(told.get("crop_size")) or _size(told.get("size"))
+    return Carried(
+        f"preprocessor_config.json in {folder.name}",
+        mean=numbers_of(told.get("image_mean")) if normalises else (0.0,),
+        std=numbers_of(told.get("image_std")) if normalises else (1.0,),
+        bounds=None if bounds == (0.0, 1.0) else bounds,
+        channels=channels if isinstance(channels, int) else None,
+        size=size,
+        class_names=names,
+    )
+
+
+def _size(value: object) -> tuple[int, int] | None:
+    if isinstance(value, dict):
+        if isinstance(value.get("height"), int) and isinstance(value.get("width"), int):
+            return int(value["height"]), int(value["width"])
+        value = value.get("shortest_edge")
+    if isinstance(value, int) and value > 0:
+        return value, value
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return int(value[0]), int(value[1])
+    return None
