@@ -204,8 +204,11 @@ class MART(AttackStep):
         self, model: nn.Module, images: Tensor, crafted: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The weighed loss, and the logits (N, K) of the crafted images."""
+        # In this order, as the authors have it: the crafted images weigh most in the statistics of
+        # batch normalisation, by which the model is judged.
+        clean = model(images).float().log_softmax(1)
         answer = model(crafted)
-        clean, logits = model(images).float().log_softmax(1), answer.float()
+        logits = answer.float()
         # 1 - p of the likeliest wrong class, as the sum of the others: nothing cancels.
         wrong = logits.scatter(1, labels[:, None], float("-inf")).argmax(1, keepdim=True)
         others = logits.scatter(1, wrong, float("-inf")).logsumexp(1)

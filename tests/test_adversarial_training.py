@@ -455,6 +455,17 @@ def test_the_loss_of_mart() -> None:
     torch.testing.assert_close(logits, model(crafted))
 
 
+@pytest.mark.parametrize("step", [TRADES(LINF), MART(PGD(), LINF)], ids=["trades", "mart"])
+def test_batch_normalisation_sees_the_crafted_images_last(step: Any) -> None:
+    # As in the authors' code. With a momentum of 0.1 the last batch weighs 0.1, that before 0.09.
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 3))
+    images, labels = batch()
+    crafted = (images + 0.1).clamp(0, 1)
+    step.loss(model, images, crafted, labels)
+    expected = 0.09 * images.mean() + 0.1 * crafted.mean()
+    torch.testing.assert_close(model[0].running_mean, expected.view(1))
+
+
 def test_the_loss_of_mart_stays_finite_on_a_confident_model() -> None:
     layer = nn.Linear(4, 3)
     layer.weight.data = 1e3 * torch.eye(3, 4)

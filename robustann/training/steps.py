@@ -19,8 +19,8 @@ class TrainingStep(Protocol):
 
     - ``default_lr``, the peak learning rate where the settings name none.
     - ``begin_epoch(epoch, epochs)``, called before each epoch (the first is 1), a resumed one too.
-    - ``begin_update(done)``, called before each update with the epochs done by then: halfway through
-      the third 2.5.
+    - ``begin_update(done)``, called before each update with the epochs done by then: halfway
+      through the third 2.5.
     - ``after_backward(model)``, called when the gradients of the loss lie in the parameters, and
       before they are clipped or used: to take back what the step did to the weights, or to read
       the gradient of something else that the loss depends on.
