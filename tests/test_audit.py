@@ -105,7 +105,8 @@ def test_figures_follow_from_the_samples(result, digits):
     ]
     if result.cascade:
         assert result.attacks[-1].scores == result.worst_case.scores
-    assert result.propagations == 360 + result.curve_propagations + sum(
+    assert result.trust_propagations > 0
+    assert result.propagations == 360 + result.curve_propagations + result.trust_propagations + sum(
         attack.forwards + attack.backwards for attack in result.attacks
     )
 
@@ -231,7 +232,7 @@ def test_a_model_that_is_always_wrong_has_nothing_to_attack():
     assert result.clean_accuracy == result.robust_accuracy == 0
     assert all(attack.attempted == 0 for attack in result.attacks)
     assert all(attack.success_rate is None for attack in result.attacks)
-    assert result.propagations == 10
+    assert result.propagations == 10 + result.trust_propagations
 
 
 def test_a_model_that_ignores_its_input_stays_correct_and_curve_ends_at_the_widest_eps():
@@ -261,8 +262,8 @@ def test_wrong_use_says_what_to_do(model, digits):
         ra.audit(model, digits, THREAT, preset="quik")
     with pytest.raises(ra.UsageError, match="untargeted"):
         ra.audit(model, digits, ra.ThreatModel("linf", 0.1, targeted=True))
-    with pytest.raises(ra.UsageError, match="at least one attack for the norm l0"):
-        ra.audit(model, digits, ra.ThreatModel("l0", 3))
+    with pytest.raises(ra.UsageError, match="at least one attack for the norm linf"):
+        ra.audit(model, digits, THREAT, attacks=["noise"])
     with pytest.raises(ra.UsageError, match="twice"):
         ra.audit(model, digits, THREAT, attacks=["fgsm", "fgsm"])
     with pytest.raises(ra.UsageError, match="norms of pgd"):

@@ -15,7 +15,7 @@ import torch
 import robustann as ra
 from robustann.auditing import Audit, AuditConfig, passes
 from robustann.auditing.passes import Passes
-from robustann.cli.audit import _budget
+from robustann.config.schema import parse_budget
 
 THREAT = ra.ThreatModel("linf", eps=0.1)
 ASKED = {"preset": "quick", "max_samples": 80, "batch_size": 16}
@@ -59,7 +59,7 @@ def test_a_stopped_audit_goes_on_and_ends_the_same(
         stop_after(patch, where, 3)
         with pytest.raises(StoppedError):
             ra.audit(model, digits, THREAT, **ASKED, state=state)
-    assert len(list(state.iterdir())) == (3 if where == "first" else 5)
+    assert len(list(state.glob("audit-*/batch-*.pt"))) == (3 if where == "first" else 5)
     with monkeypatch.context() as patch:
         begun = stop_after(patch, where, 99)
         # Another batch size makes no difference either.
@@ -85,7 +85,7 @@ def test_an_error_within_an_attack_loses_that_batch_alone(
         patch.setattr(passes, "run", failing)
         with pytest.raises(KeyboardInterrupt):
             ra.audit(model, digits, THREAT, **ASKED, state=tmp_path / "state")
-    assert list((tmp_path / "state").iterdir())
+    assert list((tmp_path / "state").glob("audit-*/batch-*.pt"))
     assert (
         lasting(ra.audit(model, digits, THREAT, **ASKED, state=tmp_path / "state")) == undisturbed
     )
@@ -97,17 +97,54 @@ def test_what_another_audit_left_is_not_taken_up(model, digits, tmp_path, monkey
         stop_after(patch, "first", 2)
         with pytest.raises(StoppedError):
             ra.audit(model, digits, THREAT, **ASKED, seed=1, state=state)
-    own = state / "notes.txt"
+    own = state / "batch-20240101.pt"
     own.write_text("mine")
     told = []
     config = AuditConfig(threat=THREAT, **ASKED, explain=False)
     Audit(config).run(
         model, digits.test, class_names=digits.class_names, state=state, notify=told.append
     )
-    assert told == []
-    # Nothing but its own files is removed.
+    assert len(told) == 1
+    assert "another, unfinished audit" in told[0]
+    # Nothing but what audits wrote is removed.
     assert lasting(ra.audit(model, digits, THREAT, **ASKED, state=state)) == undisturbed
-    assert [path.name for path in state.iterdir()] == ["notes.txt"]
+    assert [path.name for path in state.iterdir()] == [own.name]
+
+
+class Dimmed(torch.nn.Module):
+    """The same tensors, another function: no tensor tells."""
+
+    def __init__(self, inner, factor):
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, x):
+        return self.inner(self.factor * x)
+
+
+def test_a_stopped_audit_of_another_function_is_not_taken_up(model, digits, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    asked = {**ASKED, "trust": False, "explain": False, "curve": False}
+    with monkeypatch.context() as patch:
+        stop_after(patch, "first", 3)
+        with pytest.raises(StoppedError):
+            ra.audit(Dimmed(model, 1.0), digits, THREAT, **asked, state=state)
+    resumed = ra.audit(Dimmed(model, 0.3), digits, THREAT, **asked, state=state)
+    assert lasting(resumed) == lasting(ra.audit(Dimmed(model, 0.3), digits, THREAT, **asked))
+
+
+def test_the_same_audit_does_not_run_twice_at_once(model, digits, tmp_path, monkeypatch):
+    asked = {**ASKED, "trust": False, "explain": False, "curve": False}
+    genuine = Passes.first
+
+    def meanwhile(self, *args):
+        with pytest.raises(ra.UsageError, match="running already"):
+            monkeypatch.setattr(Passes, "first", genuine)
+            ra.audit(model, digits, THREAT, **asked, state=tmp_path / "state")
+        return genuine(self, *args)
+
+    monkeypatch.setattr(Passes, "first", meanwhile)
+    assert ra.audit(model, digits, THREAT, **asked, state=tmp_path / "state").n == 80
 
 
 def test_a_damaged_state_is_told(model, digits, tmp_path, monkeypatch):
@@ -116,7 +153,7 @@ def test_a_damaged_state_is_told(model, digits, tmp_path, monkeypatch):
         stop_after(patch, "first", 1)
         with pytest.raises(StoppedError):
             ra.audit(model, digits, THREAT, **ASKED, state=state)
-    path = state / "batch-00000000.pt"
+    (path,) = state.glob("audit-*/batch-00000000.pt")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -134,11 +171,11 @@ def test_killed_on_the_command_line_it_goes_on_when_run_again(model_file, tmp_pa
     state = tmp_path / "audit" / "unfinished"
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(list(state.glob("*.pt"))) < 2 and time.monotonic() < deadline:
+    while len(list(state.glob("audit-*/*.pt"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    kept = len(list(state.glob("*.pt")))
+    kept = len(list(state.glob("audit-*/*.pt")))
     assert kept >= 2
     assert not (tmp_path / "audit" / "results.json").exists()
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -173,15 +210,13 @@ def test_minutes_become_a_budget_that_is_told_and_kept(model, digits):
     [("300", (300, None)), ("90s", (None, 1.5)), ("10 min", (None, 10.0)), ("2h", (None, 120.0))],
 )
 def test_budget_in_words(text, expected):
-    assert _budget(text) == expected
+    assert parse_budget(text) == expected
 
 
 @pytest.mark.parametrize("text", ["0", "ten", "5days", "-3min", "1e400h", "nan min", "2.5"])
 def test_budget_that_means_nothing(text):
-    import click
-
-    with pytest.raises(click.BadParameter, match="such as 300"):
-        _budget(text)
+    with pytest.raises(ra.UsageError, match="such as 300"):
+        parse_budget(text)
 
 
 class Deceptive(torch.nn.Module):
@@ -208,6 +243,44 @@ def test_a_search_that_breaks_something_escalates(model, digits):
     assert deceived.attacks[check].attempted < deceived.attacks[check + 1].attempted
     assert deceived.attacks[check + 1].succeeded > 0
     assert deceived.robust_accuracy <= plain.robust_accuracy + 0.05
+
+
+def test_memory_that_runs_out_in_the_second_pass_changes_nothing(
+    model, digits, monkeypatch, undisturbed
+):
+    genuine = passes.run
+
+    def small_memory(attack, model, x, *args, **kwargs):
+        if len(x) > 5:
+            raise torch.OutOfMemoryError("too much")
+        return genuine(attack, model, x, *args, **kwargs)
+
+    monkeypatch.setattr(passes, "run", small_memory)
+    assert lasting(ra.audit(model, digits, THREAT, **ASKED)) == undisturbed
+
+
+def test_a_budget_that_ends_the_attacks_too_early_is_not_believed(model, digits):
+    asked = {"preset": "quick", "max_samples": 60, "explain": False, "curve": False}
+    for budget in (1, 25):
+        cut = ra.audit(model, digits, THREAT, budget=budget, **asked)
+        (finding,) = (one for one in cut.findings if one.check == "budget-cut")
+        assert finding.verdict == "fail"
+        assert not cut.believable
+    enough = ra.audit(model, digits, THREAT, budget=5000, **asked)
+    (finding,) = (one for one in enough.findings if one.check == "budget-cut")
+    assert finding.verdict == "pass"
+    assert enough.believable
+
+
+def test_a_remedy_that_the_budget_left_no_room_for_is_none(model, digits):
+    from zoo import Detached
+
+    asked = {"preset": "quick", "max_samples": 40, "explain": False, "curve": False}
+    cut = ra.audit(Detached(model), digits, THREAT, budget=60, **asked)
+    (finding,) = (one for one in cut.findings if one.check == "gradient-missing")
+    assert finding.remedy is None
+    assert "no budget" in finding.explanation
+    assert not cut.believable
 
 
 def test_a_randomised_model_is_averaged_in_the_cascade(model, digits, monkeypatch):

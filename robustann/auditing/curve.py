@@ -61,7 +61,7 @@ def distance_stage(
     at several eps.
 
     >>> distance_stage(ThreatModel("linf", 0.1), 64, steps=20, gradients=True).label
-    'fmn:steps=20'
+    'fmn:steps=20 (curve)'
     """
     if threat.eps == 0:
         return None
@@ -71,7 +71,10 @@ def distance_stage(
         last = MM(leak=0.0)
         unbounded = threat.norm in last.norms
         return DistanceStage(
-            attack.label, attack, last if unbounded else None, (widest,) if unbounded else ()
+            f"{attack.label} (curve)",
+            attack,
+            last if unbounded else None,
+            (widest,) if unbounded else (),
         )
     search = Square(queries=20 * steps)
     if threat.norm not in search.norms:

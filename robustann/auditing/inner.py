@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustann.attacks.engine import frozen
 from robustann.attacks.losses import margin
+from robustann.auditing.batching import is_out_of_memory
 
 # Of the images, so many must get the same class from the part alone ...
 _AGREEMENT = 0.8
@@ -65,17 +66,28 @@ class SeenThrough(nn.Module):
         order = torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
         order = order.scatter(1, predicted, highest).scatter(1, highest, predicted)
         seen = logits.gather(1, order)
-        # What the whole model cannot compute is not hidden by a part that can.
-        return torch.where(whole.isfinite().all(1, keepdim=True), seen, whole)
+        # Equal logits are told apart by their place: the predicted one has to be ahead of others.
+        top = seen.detach().amax(1, keepdim=True)
+        ahead = torch.nextafter(top, torch.full_like(top, torch.inf))
+        tied = seen.detach().argmax(1, keepdim=True) != predicted
+        raised = seen.scatter_add(
+            1, predicted, torch.where(tied, ahead - top, torch.zeros_like(top))
+        )
+        seen = torch.where(tied, raised, seen)
+        # What one of them cannot compute is the whole model's to answer for.
+        finite = (whole.isfinite() & logits.detach().isfinite()).all(1, keepdim=True)
+        return torch.where(finite, seen, whole)
 
 
 def differentiable_part(model: nn.Module, x: Tensor, labels: Tensor, seed: int) -> Part | None:
-    """The outermost part of a model that could be attacked in its place; None if there is none.
+    """The part of a model that could best be attacked in its place; None if there is none.
 
     It takes images of the same shape (where it stands in the model they may be changed ones),
     answers for the same classes, mostly agrees with the whole model on ``x`` (N, C, H, W), and has
-    gradients there. Parts are submodules and the tails of sequences of them.
+    gradients there. Of several the one that agrees most is taken, the outermost of equals. Parts
+    are submodules and the tails of sequences of them.
     """
+    found: list[Part] = []
     with frozen(model, seed):
         called = _called(model, x)
         with torch.no_grad():
@@ -88,15 +100,17 @@ def differentiable_part(model: nn.Module, x: Tensor, labels: Tensor, seed: int) 
                 if not fits or not logits.requires_grad or not bool(logits.isfinite().all()):
                     continue
                 (slope,) = torch.autograd.grad(margin(logits, labels).sum(), images)
-            # A part need not run by itself.
-            except Exception:
+            except Exception as error:
+                # A part need not run by itself; but no memory says nothing of the part.
+                if is_out_of_memory(error):
+                    raise
                 continue
             agreement = float((logits.argmax(1) == whole.argmax(1)).double().mean())
             sloped = slope.flatten(1).abs().amax(1)
             share = float(((sloped > 0) & sloped.isfinite()).double().mean())
             if agreement >= _AGREEMENT and share >= _SLOPED:
-                return Part(name, module, agreement)
-    return None
+                found.append(Part(name, module, agreement))
+    return max(found, key=lambda part: part.agreement, default=None)
 
 
 def _called(model: nn.Module, x: Tensor) -> set[nn.Module]:

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from robustann.attacks import Attack
 from robustann.attacks.engine import AttackResult, predict_logits, run
 from robustann.attacks.losses import margin
+from robustann.auditing.batching import in_halves
 from robustann.auditing.curve import DistanceStage
+from robustann.auditing.inner import SeenThrough
 from robustann.auditing.presets import AuditConfig, Stage
 from robustann.auditing.remedies import Plan
 from robustann.auditing.rows import Batch, Worst, empty_columns
+from robustann.auditing.shown import Shown
 from robustann.data import Split
 from robustann.progress import Advance
 from robustann.rng import SampleRandom
+from robustann.threat import ThreatModel
 
 Labelled = Sequence[tuple[str, Stage]]
 
@@ -35,6 +40,7 @@ class Passes:
         plan: the model as it is attacked, and how.
         stages: the cascade, with the labels of its attacks.
         check: what the share is checked with.
+        shown: what attackers outside the audit found, put before the model.
         escalation: what follows for all that stands, should the check break anything.
         distances: measures the distance of each sample, for the curve; None does not.
         budget: propagations that an image may cost in all attacks together.
@@ -46,6 +52,7 @@ class Passes:
     split: Split
     stages: Labelled
     check: Labelled
+    shown: Sequence[Shown]
     escalation: Labelled
     distances: DistanceStage | None
     budget: int | None
@@ -59,11 +66,16 @@ class Passes:
         )
         advance(len(x), "clean")
         gap = -margin(logits, labels)
+        if self.plan.only_seen:
+            # As the attacks see it; the prediction is the same.
+            seen = predict_logits(self.plan.attacked, x, batch_size=len(x), seed=self.config.seed)
+            gap = -margin(seen, labels)
         batch = Batch(
             start=start,
             index=positions,
             labels=labels,
             logits=logits,
+            gap=gap,
             worst=Worst.unattacked(x, logits.argmax(1), gap),
             propagations=torch.zeros_like(labels),
             distance=torch.where(logits.argmax(1) == labels, torch.inf, 0.0).double(),
@@ -71,8 +83,12 @@ class Passes:
         for label, stage in (*self.stages, *self.check):
             self._attack(batch, x, label, stage)
             advance(len(x), label)
+        for shown in self.shown:
+            self._show(batch, x, shown)
+            advance(len(x), shown.label)
         wanted = ~batch.worst.success & batch.correct if self.escalation else batch.labels < 0
         wanted = wanted | torch.tensor([int(one) in self.candidates for one in positions])
+        wanted = wanted | (batch.worst.success & self._voted)
         batch.park(wanted.nonzero().squeeze(1))
         return batch
 
@@ -88,17 +104,19 @@ class Passes:
             advance(len(x), "curve")
         if self.config.explain:
             self._keep(batch, x)
-        # What broke a smoothed classifier has yet to be voted on.
-        voted = self.config.certify and self.config.threat.norm == "l2"
-        batch.park((batch.worst.success & voted).nonzero().squeeze(1))
+        batch.park((batch.worst.success & self._voted).nonzero().squeeze(1))
         batch.finished = True
         return batch
+
+    @property
+    def _voted(self) -> bool:
+        """Whether what broke a sample has yet to be voted on, by a smoothed classifier."""
+        return self.config.certify and self.config.threat.norm == "l2"
 
     def _attack(self, batch: Batch, x: Tensor, label: str, stage: Stage) -> None:
         """One attack, on those samples of the batch that it goes to."""
         begin = time.perf_counter()
-        worst, cascade = batch.worst, self.config.cascade
-        gap = -margin(batch.logits, batch.labels)
+        worst, cascade, gap = batch.worst, self.config.cascade, batch.gap
         # What is not attacked keeps its prediction: the clean one, in a cascade the worst.
         columns = empty_columns(
             worst.prediction if cascade else batch.logits.argmax(1),
@@ -116,21 +134,54 @@ class Passes:
         rows = pending.nonzero().squeeze(1)
         columns["attempted"][rows] = True
         if len(rows):
-            result = run(
+            # Margins are compared with those of the same view alone.
+            native = stage.through == self.plan.only_seen
+            left = None if self.budget is None else self.budget - batch.propagations[rows]
+            result = self._run(
                 stage.attack,
+                x,
+                batch,
+                rows,
+                label,
+                model=self.plan.seen_by(stage),
+                best=(worst.x[rows], worst.margin[rows]) if cascade and native else None,
+                limit=left,
+            )
+            self._record(batch, label, rows, columns, result, native=native)
+        batch.attacks[label] = columns
+        batch.seconds[label] = time.perf_counter() - begin
+
+    def _show(self, batch: Batch, x: Tensor, shown: Shown) -> None:
+        """Judge what was found elsewhere, on the samples that still stand.
+
+        What finding it cost is counted with it; no budget holds back what is known already.
+        """
+        begin = time.perf_counter()
+        columns = empty_columns(batch.worst.prediction, batch.worst.margin)
+        attempted, found = shown.places(batch.index)
+        pending = batch.correct & ~batch.worst.success & (attempted >= 0)
+        columns["attempted"] |= pending
+        rows = (pending & (found >= 0)).nonzero().squeeze(1)
+        if len(rows):
+            result = run(
+                shown.only(found[rows]),
                 self.plan.model,
                 x[rows],
                 batch.labels[rows],
                 self.config.threat,
-                random=self._random(batch).select(rows).fork(label),
+                random=self._random(batch).select(rows).fork(shown.label),
                 known_correct=True,
-                best=(worst.x[rows], worst.margin[rows]) if cascade else None,
-                limit=None if self.budget is None else self.budget - batch.propagations[rows],
+                best=(batch.worst.x[rows], batch.worst.margin[rows]),
                 draws=self.plan.draws,
             )
-            self._record(batch, label, rows, columns, result)
-        batch.attacks[label] = columns
-        batch.seconds[label] = time.perf_counter() - begin
+            self._record(batch, shown.label, rows, columns, result)
+        spent = pending.nonzero().squeeze(1)
+        for name in ("forwards", "backwards"):
+            cost = getattr(shown, name)[attempted[spent]]
+            columns[name][spent] += cost
+            batch.propagations[spent] += cost
+        batch.attacks[shown.label] = columns
+        batch.seconds[shown.label] = time.perf_counter() - begin
 
     def _distances(self, batch: Batch, x: Tensor, stage: DistanceStage) -> None:
         """The nearest adversarial image of each sample, found or bettered.
@@ -138,26 +189,17 @@ class Passes:
         What falls within the audited eps only now counts as broken by this attack.
         """
         begin = time.perf_counter()
-        worst, threat, label = batch.worst, self.config.threat, stage.label
+        worst, label = batch.worst, stage.label
         cascade = self.config.cascade
         columns = empty_columns(
             worst.prediction if cascade else batch.logits.argmax(1),
-            worst.margin if cascade else -margin(batch.logits, batch.labels),
+            worst.margin if cascade else batch.gap,
         )
         rows = batch.correct.nonzero().squeeze(1)
         # In a cascade what fell already is measured, but was no longer attacked.
         counted = ~worst.success[rows] if cascade else torch.ones_like(rows, dtype=torch.bool)
         if stage.attack is not None and len(rows):
-            result = run(
-                stage.attack,
-                self.plan.model,
-                x[rows],
-                batch.labels[rows],
-                threat,
-                random=self._random(batch).select(rows).fork(label),
-                known_correct=True,
-                draws=self.plan.draws,
-            )
+            result = self._run(stage.attack, x, batch, rows, label, model=self.plan.attacked)
             broken = result.prediction != batch.labels[rows]
             found = torch.where(broken, result.distance, torch.inf)
             batch.distance[rows] = torch.minimum(batch.distance[rows], found)
@@ -194,15 +236,15 @@ class Passes:
                 rows = rows[batch.distance[rows].isinf()]
             if not len(rows):
                 continue
-            result = run(
+            result = self._run(
                 searching,
-                self.plan.model,
-                x[rows],
-                batch.labels[rows],
-                self.config.threat.with_eps(level),
-                random=self._random(batch).select(rows).fork("curve", f"{level:.6g}"),
-                known_correct=True,
-                draws=self.plan.draws,
+                x,
+                batch,
+                rows,
+                "curve",
+                f"{level:.6g}",
+                model=self.plan.attacked,
+                threat=self.config.threat.with_eps(level),
             )
             found = torch.where(result.success, result.distance, torch.inf)
             batch.distance[rows] = torch.minimum(batch.distance[rows], found)
@@ -215,6 +257,52 @@ class Passes:
             if below:
                 broken[rows] = result.success
 
+    def _run(
+        self,
+        attack: Attack,
+        x: Tensor,
+        batch: Batch,
+        rows: Tensor,
+        *streams: str,
+        model: nn.Module,
+        threat: ThreatModel | None = None,
+        best: tuple[Tensor, Tensor] | None = None,
+        limit: Tensor | None = None,
+    ) -> AttackResult:
+        """Attack some rows of a batch; where memory runs out, half of them at a time."""
+        random = self._random(batch)
+        # Seen through a part, every look at the model is two forwards: the model's and the part's.
+        double = isinstance(model, SeenThrough)
+        if limit is not None and double:
+            limit = (2 * limit + 2) // 3
+
+        def attacked(places: Tensor) -> list[AttackResult]:
+            some = rows[places]
+            return [
+                run(
+                    attack,
+                    model,
+                    x[some],
+                    batch.labels[some],
+                    threat or self.config.threat,
+                    random=random.select(some).fork(*streams),
+                    known_correct=True,
+                    best=None if best is None else (best[0][places], best[1][places]),
+                    limit=None if limit is None else limit[places],
+                    draws=self.plan.draws,
+                )
+            ]
+
+        result = AttackResult.concatenate(in_halves(attacked, torch.arange(len(rows))))
+        if double:
+            found = result.first_success
+            result = replace(
+                result,
+                forwards=2 * result.forwards,
+                first_success=torch.where(found < 0, found, 2 * found),
+            )
+        return result
+
     def _record(
         self,
         batch: Batch,
@@ -222,13 +310,20 @@ class Passes:
         rows: Tensor,
         columns: dict[str, Tensor],
         result: AttackResult,
+        *,
+        native: bool = True,
     ) -> None:
+        """Take down what an attack did to these rows; ``native`` says that its margins can be
+        compared with the others'."""
         # A minimum-norm attack's nearest image may lie beyond eps: it is none that counts.
-        counts = result.success | (not result.attack.minimum_norm)
+        counts = result.success | (native and not result.attack.minimum_norm)
         for name in columns.keys() - {"attempted"}:
             values = getattr(result, name).to(columns[name].dtype)
-            kept = counts | (name in ("forwards", "backwards"))
-            columns[name][rows[kept]] = values[kept]
+            if name in ("forwards", "backwards"):
+                # The curve may come back to a row that it has measured before.
+                columns[name][rows] += values
+            else:
+                columns[name][rows[counts]] = values[counts]
         batch.propagations[rows] += result.forwards + result.backwards
         fell = torch.where(result.success, result.distance, torch.inf)
         batch.distance[rows] = torch.minimum(batch.distance[rows], fell)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from robustann.attacks import APGD, FAB, MM, Attack, Square, UniformNoise
 from robustann.attacks.base import at_least
+from robustann.attacks.sigma_zero import SigmaZero
 from robustann.errors import UsageError, unknown_name
 from robustann.threat import ThreatModel
 
@@ -26,6 +27,13 @@ class Stage:
     near: float | None = None
     # Share of the samples that it goes to, drawn one by one.
     share: float = 1.0
+    # Through a part of the model that has gradients (see inner.py), where the plan has one.
+    through: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the attack is called in the result."""
+        return f"{self.attack.label} through a part" if self.through else self.attack.label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,7 @@ PRESETS: Mapping[str, Preset] = {
         description="a first look: short ascents and a short search; at most 150 propagations",
         stages=(
             Stage(UniformNoise(draws=3)),
+            Stage(SigmaZero(steps=50)),
             Stage(MM(steps=15)),
             # The nearest class falls to the untargeted ascent; the second is what it hides.
             Stage(MM(steps=15, rank=2)),
@@ -89,6 +98,8 @@ PRESETS: Mapping[str, Preset] = {
         "and ascent in turn, longest where a sample has nearly fallen; about 300 propagations",
         stages=(
             Stage(UniformNoise(draws=3)),
+            # Of these attacks the only one in l0.
+            Stage(SigmaZero(steps=150)),
             Stage(MM()),
             Stage(MM(rank=2, steps=20)),
             Stage(MM(rank=3, steps=20)),
@@ -114,6 +125,7 @@ PRESETS: Mapping[str, Preset] = {
         description="the same with more of everything; about 2,500 propagations",
         stages=(
             Stage(UniformNoise(draws=10)),
+            Stage(SigmaZero(steps=1000)),
             *(
                 Stage(MM(steps=50, restarts=2, leak=leak, rank=rank))
                 for rank in (0, 2)
@@ -291,7 +303,7 @@ def labelled(stages: Sequence[Stage]) -> list[tuple[str, Stage]]:
     >>> [label for label, _ in labelled([Stage(MM()), Stage(MM(steps=9)), Stage(MM())])]
     ['mm#1', 'mm:steps=9', 'mm#2']
     """
-    names = [stage.attack.label for stage in stages]
+    names = [stage.label for stage in stages]
     return [
         (f"{name}#{names[: place + 1].count(name)}" if names.count(name) > 1 else name, stage)
         for place, (name, stage) in enumerate(zip(names, stages, strict=True))

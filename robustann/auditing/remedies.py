@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeGuard
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from robustann.attacks import Attack, Square
+from robustann.attacks import MM, Attack, Square
 from robustann.attacks.rays import RayS
 from robustann.auditing.inner import Part, SeenThrough
 from robustann.auditing.presets import Stage
 from robustann.findings import Finding
+from robustann.results import AttackOutcome
 from robustann.threat import ThreatModel
 from robustann.trust import Diagnosis
 
@@ -41,9 +41,19 @@ class LogProbabilities(nn.Module):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to attack, with what, averaged over how many draws, whether there are gradients to
-    follow; what was found, with what was done about it; and the forwards and backwards of single
-    images that finding it took."""
+    """What to attack, with what, and what was found and done about it.
+
+    Attributes:
+        model: judges every success; the figures of the result are its.
+        stages: the attacks.
+        draws: forwards averaged for each answer.
+        gradients: whether there are gradients to follow, the model's or a part's.
+        findings: of the diagnosis, with what was done about it.
+        propagations: forwards and backwards of single images that finding it took.
+        seen: the model seen through a part of it, for the stages that ask for it.
+        only_seen: whether the model itself has no gradients.
+        searches: the searches that were added, and ``answered`` the checks that they answer.
+    """
 
     model: nn.Module
     stages: tuple[Stage, ...]
@@ -51,54 +61,106 @@ class Plan:
     gradients: bool
     findings: tuple[Finding, ...]
     propagations: int = 0
+    seen: SeenThrough | None = None
+    only_seen: bool = False
+    searches: tuple[Attack, ...] = ()
+    answered: frozenset[str] = frozenset()
+
+    @property
+    def attacked(self) -> nn.Module:
+        """What gradients are taken of by default."""
+        return self.seen if self.seen is not None and self.only_seen else self.model
+
+    def seen_by(self, stage: Stage) -> nn.Module:
+        """The model as a stage attacks it."""
+        return self.seen if self.seen is not None and stage.through else self.model
 
     def fitting(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        """Those of further stages that can run: none by gradients where there are none."""
+        """Those of further stages that can run: none by gradients where there are none, and
+        through a part where only that has them."""
+        if self.only_seen:
+            return tuple(_through(stage) for stage in stages)
         return tuple(
             stage for stage in stages if self.gradients or stage.attack.access != "white-box"
         )
 
 
-def searched(
-    stages: Sequence[Stage],
+def _through(stage: Stage) -> Stage:
+    """The stage through a part, unless it owes nothing to gradients: that is the whole model's."""
+    owes = stage.attack.access == "white-box" or getattr(stage.attack, "start", "") == "best"
+    return replace(stage, through=True) if owes else stage
+
+
+def answered(
+    made: Plan,
     findings: Sequence[Finding],
+    outcomes: Sequence[AttackOutcome],
     *,
     robust_accuracy: float = 1.0,
     chance: float = 0.0,
 ) -> tuple[Finding, ...]:
-    """The findings of the whole audit, where its own searches answer one of them.
+    """The findings of the whole audit, with the remedies that its own searches are, or are not.
 
-    A search from scratch answers that gradient attacks were beaten by one. It answers missing
-    gradients only where the searches, alone or together, leave a ``robust_accuracy`` of no more
-    than ``chance``: what withstands a search proves little.
-
-    >>> from robustann.trust.checks import conclude
-    >>> missing = conclude("gradient-missing", True, "No image has a gradient.")
-    >>> stages = [Stage(Square(queries=1000))]
-    >>> [searched(stages, [missing], robust_accuracy=left, chance=0.1)[0].remedy is not None
-    ...  for left in (0.05, 0.3)]
-    [True, False]
+    A search from scratch answers that gradient attacks were beaten by one, if all that stood went
+    through it. It answers missing gradients only where the searches, alone or together, leave a
+    ``robust_accuracy`` of no more than ``chance``: what withstands a search proves little. A search
+    that was planned and did not run, for lack of budget, answers nothing; nor is a model well seen
+    through a part if searches of the whole break what attacks through the part do not.
     """
-    queries = [stage.attack.queries for stage in stages if _from_scratch(stage.attack)]
-    if not queries:
-        return tuple(findings)
-    done = {
-        "black-box-wins": f"The worst case includes a search from scratch, {max(queries)} queries "
-        "an image.",
-    }
-    if robust_accuracy <= chance:
-        done["gradient-missing"] = (
-            f"Searches without gradients, {max(queries)} queries an image, left no more than "
-            "guessing would get right."
-        )
-    return tuple(
-        one.remedied(done[one.check]) if one.verdict == "fail" and one.check in done else one
-        for one in findings
-    )
+    ran = {one.label: one for one in outcomes}
+    standing = sum(fell is None for fell in _last_broken(outcomes))
+    queries = [
+        one.parameters.get("queries")
+        for one in outcomes
+        if one.access != "white-box" and not one.control and one.parameters.get("start") != "best"
+        and one.attempted - one.succeeded >= 0.95 * standing
+    ]  # fmt: skip
+    whole = [int(count) for count in queries if isinstance(count, (int, float))]
+    left_out = [one.label for one in made.searches if not _went(ran, one.label, standing)]
+    beaten = any(one.check == "black-box-wins" and one.verdict == "fail" for one in findings)
+    changed = []
+    for one in findings:
+        if one.verdict == "fail" and one.check in made.answered and (left_out or beaten):
+            why = (
+                f"There was no budget for {' and '.join(left_out)}."
+                if left_out
+                else "Searches of the whole model break more than attacks through its part."
+            )
+            if left_out or (made.seen is not None and one.check == "gradient-missing"):
+                one = one.model_copy(
+                    update={
+                        "remedy": None,
+                        "explanation": f"{one.explanation} {one.remedy or ''} {why}",
+                    }
+                )
+        elif one.verdict == "fail" and one.remedy is None and whole:
+            if one.check == "black-box-wins":
+                one = one.remedied(
+                    f"The worst case includes a search from scratch, {max(whole)} queries an image."
+                )
+            elif one.check == "gradient-missing" and robust_accuracy <= chance:
+                one = one.remedied(
+                    f"Searches without gradients, {max(whole)} queries an image, left no more "
+                    "than guessing would get right."
+                )
+        changed.append(one)
+    return tuple(changed)
 
 
-def _from_scratch(attack: Attack) -> TypeGuard[Square | RayS]:
-    return isinstance(attack, (Square, RayS)) and attack.start != "best"
+def _went(ran: Mapping[str, AttackOutcome], label: str, standing: int) -> bool:
+    one = ran.get(label)
+    return one is not None and one.attempted - one.succeeded >= 0.95 * standing
+
+
+def _last_broken(outcomes: Sequence[AttackOutcome]) -> list[str | None]:
+    """Which attack broke each sample that was attacked; None where none did."""
+    if not outcomes:
+        return []
+    found: list[str | None] = []
+    for row in range(len(outcomes[0].samples.success)):
+        if any(one.samples.forwards[row] for one in outcomes):
+            found.append(next((o.label for o in outcomes if o.samples.success[row]), None))
+    return found
 
 
 def plan(
@@ -118,82 +180,89 @@ def plan(
     Where gradients are missing or mislead, where the model optimises while it predicts, and where
     predictions hang on the batch, a search from scratch by scores, of so many ``queries`` an
     image, is added; where gradients are missing, also one that needs the predicted class alone,
-    of as many, and attacks by gradients are left out; unless there is a ``part`` of the model
-    through which they can see it. ``fixed`` keeps the attacks as they are, since the caller named
-    them.
+    of as many. Where they are missing, attacks by gradients go through a ``part`` of the model that
+    has them, or are left out; where they mislead, some are added that go through the part.
+    ``fixed`` adds and leaves out none, since the caller named the attacks.
     """
     done: dict[str, str] = {}
-    attacked = model
+    judged = model
     if diagnosis.softmax_output:
-        attacked = LogProbabilities(model)
+        judged = LogProbabilities(model)
         done["softmax-output"] = "The attacks saw the logarithm of the output."
     if diagnosis.saturated:
         done["saturated-loss"] = (
             "The attacks maximise margins or log-odds, which do not saturate in float32."
         )
     if diagnosis.randomised:
+        # Its average is no average of what is seen through a part.
+        part = None
         draws = max(draws, _DRAWS)
         done["randomised"] = (
             f"Logits and gradients were averaged over {draws} draws (EOT), and a success had to "
-            "hold for the average."
+            "hold for the average. What is drawn for an image hangs on its batch, so figures "
+            "vary a little with the batch size."
         )
-    seen = ""
-    if part is not None:
-        attacked = SeenThrough(model, part.module)
-        seen = (
-            f"Gradients were taken through '{part.name}', a part of the model that has them and "
-            f"agrees with it on {part.agreement:.0%} of the images, as if the rest were the "
-            "identity (BPDA); successes are the whole model's. "
-        )
-    gradients = not diagnosis.gradient_missing or part is not None
-    chosen = tuple(stages)
-    added: list[str] = []
-    if not gradients and not fixed:
-        chosen = tuple(stage for stage in stages if stage.attack.access != "white-box")
+    missing = diagnosis.gradient_missing
     suspect = (
-        diagnosis.gradient_missing
-        or diagnosis.gradient_unreliable
-        or diagnosis.dynamic
-        or diagnosis.batch_dependent
+        missing or diagnosis.gradient_unreliable or diagnosis.dynamic or diagnosis.batch_dependent
     )
-    searches: dict[Attack, str] = {Square(queries=queries): "by scores"} if suspect else {}
-    if diagnosis.gradient_missing:
-        searches[RayS(queries=queries)] = "by the predicted class alone"
-    for search, how in searches.items():
-        if not fixed and threat.norm in search.norms:
-            chosen = (*chosen, Stage(search))
-            added.append(f"{how} ({search.label})")
-    told = f"{seen}Searches without gradients were added: {', '.join(added)}."
-    if added:
-        for check in (
-            "gradient-mismatch", "gradient-shattered", "dynamic-defense", "batch-dependent"
-        ):  # fmt: skip
-            done[check] = told
-        if part is not None:
-            done["gradient-missing"] = told
-    findings = tuple(
-        one.remedied(done[one.check]) if one.verdict == "fail" and one.check in done else one
-        for one in diagnosis.findings
-    )
-    if added and not gradients:
-        # The searches stand alone there. That check stays failed, unless next to nothing stands:
-        # see :func:`searched`.
-        findings = tuple(
-            one.model_copy(
-                update={
-                    "explanation": f"{one.explanation} {told} What withstands them alone proves "
-                    "little."
-                }
-            )
-            if one.check == "gradient-missing"
-            else one
-            for one in findings
+    chosen = tuple(stages)
+    seen, told = None, ""
+    if part is not None:
+        seen = SeenThrough(judged, part.module)
+        told = (
+            f"Gradients were{'' if missing else ' also'} taken through '{part.name}', a part of "
+            f"the model that has them and agrees with it on {part.agreement:.0%} of the images, "
+            "as if the rest were the identity (BPDA); successes are the whole model's. "
         )
+        if missing:
+            chosen = tuple(_through(stage) for stage in chosen)
+        elif not fixed:
+            chosen = (*chosen, *_fitted((MM(), MM(rank=2), MM(leak=0.0)), threat, through=True))
+    elif missing and not fixed:
+        chosen = tuple(stage for stage in chosen if stage.attack.access != "white-box")
+    wanted: list[Attack] = [Square(queries=queries)] if suspect and not fixed else []
+    if missing and not fixed:
+        wanted.append(RayS(queries=queries))
+    added = _fitted(wanted, threat)
+    chosen = (*chosen, *added)
+    if added:
+        how = {"score": "by scores", "decision": "by the predicted class alone"}
+        listed = ", ".join(f"{how[one.attack.access]} ({one.label})" for one in added)
+        told += f"Searches without gradients were added: {listed}."
+    answering: set[str] = set()
+    if added or seen is not None:
+        answering = {"gradient-mismatch", "gradient-shattered", "dynamic-defense"}
+        if seen is not None and added:
+            answering.add("gradient-missing")
+        if added:
+            answering.add("batch-dependent")
+        done |= dict.fromkeys(answering, told.strip())
+    findings = []
+    for one in diagnosis.findings:
+        if one.verdict == "fail" and one.check in done:
+            one = one.remedied(done[one.check])
+        elif one.verdict == "fail" and one.check == "gradient-missing" and added:
+            # The searches stand alone there. That check stays failed, unless next to nothing
+            # stands: see :func:`answered`.
+            more = f"{one.explanation} {told} What withstands them alone proves little."
+            one = one.model_copy(update={"explanation": more})
+        findings.append(one)
     return Plan(
-        attacked,
+        judged,
         chosen,
         draws,
-        gradients,
-        findings,
+        not missing or seen is not None,
+        tuple(findings),
         diagnosis.propagations,
+        seen,
+        missing and seen is not None,
+        tuple(stage.attack for stage in added),
+        frozenset(answering),
     )
+
+
+def _fitted(
+    attacks: Sequence[Attack], threat: ThreatModel, *, through: bool = False
+) -> tuple[Stage, ...]:
+    return tuple(Stage(one, through=through) for one in attacks if threat.norm in one.norms)

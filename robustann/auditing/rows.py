@@ -78,6 +78,7 @@ class Batch:
     Attributes:
         start: place of the first row among all audited samples.
         index: positions in the test part.
+        gap: clean margins, as the attacks see the model.
         worst: the worst image of each sample. Between the two passes only the images of ``held``
             rows are kept, after them none, or those that a certificate by smoothing asks about.
         attacks: the columns of each attack by its label.
@@ -95,6 +96,7 @@ class Batch:
     index: Tensor
     labels: Tensor
     logits: Tensor
+    gap: Tensor
     worst: Worst
     propagations: Tensor
     distance: Tensor

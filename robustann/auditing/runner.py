@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import hashlib
 import json
 import math
 import platform
@@ -18,24 +20,26 @@ from torch import Tensor, nn
 
 from robustann.attacks.engine import check_classes, model_device, predict_logits
 from robustann.auditing.batching import find_batch_size, in_halves, is_out_of_memory, measure
-from robustann.auditing.certifying import check_provable, prove, with_proof
+from robustann.auditing.certifying import Proof, check_provable, prove, with_proof
 from robustann.auditing.curve import DistanceStage, distance_stage
 from robustann.auditing.inner import differentiable_part
 from robustann.auditing.partial import Partial
 from robustann.auditing.passes import Passes
 from robustann.auditing.presets import AuditConfig, Stage, get_preset, labelled
-from robustann.auditing.remedies import Plan, plan, searched
+from robustann.auditing.remedies import Plan, answered, plan
 from robustann.auditing.rows import Batch, Cases
+from robustann.auditing.shown import Shown
 from robustann.auditing.summary import summarize
 from robustann.auditing.weights import effort_of, measure_weights, weight_propagations
 from robustann.certificates import Smoothed
 from robustann.data import Split
 from robustann.errors import DataError, ModelError
+from robustann.findings import Finding
 from robustann.models import tensor_digest
 from robustann.progress import progress_bar
 from robustann.results import AuditResult, Execution, Explanation, Provenance
 from robustann.rng import SampleRandom
-from robustann.trust import combine, diagnose, probe, review
+from robustann.trust import budget_cut, combine, diagnose, probe, review
 
 # Which samples are audited and explained must not hang on the seed of the attacks.
 _SELECTION_SEED = 20_240_229
@@ -43,6 +47,8 @@ _SELECTION_SEED = 20_240_229
 _TRUST_IMAGES = 64
 # What their experiments cost on each at most, about.
 _TRUST_PROPAGATIONS = 800
+# Images a batch where nobody chose: of a randomised model, and of an audit that may be stopped.
+_RANDOMISED_BATCH, _KEPT_BATCH = 64, 256
 # Samples that the check by search goes to at the least, where there are so many.
 _LEAST_CHECKED = 32
 
@@ -85,8 +91,8 @@ class Audit:
         positions = self._positions(split)
         order = torch.randperm(len(positions), generator=_generator(1))
         made = self._plan(model, split, positions[order[:_TRUST_IMAGES]])
-        size = self._batch_size(made.model, split, positions, made.gradients)
-        rate = measure(made.model, split, positions[:size], self.config.threat, made.gradients)
+        size = self._batch_size(made.attacked, split, positions, made.gradients)
+        rate = measure(made.attacked, split, positions[:size], self.config.threat, made.gradients)
         forwards, backwards = 1.0, 0.0
         further = (*self._checks(len(positions)), *self.config.escalation)
         for stage in (*made.stages, *made.fitting(further)):
@@ -94,12 +100,22 @@ class Audit:
             # A success is confirmed by a forward of its own.
             forwards += goes_to * (stage.attack.cost[0] + 1)
             backwards += goes_to * stage.attack.cost[1]
-        if self.config.budget is not None and forwards + backwards > self.config.budget:
-            scale = (self.config.budget + 3) / (forwards + backwards)
+        if made.seen is not None:
+            # Each look at the model is one at the part too.
+            forwards *= 2
+        if "randomised" in {one.check for one in made.findings if one.verdict == "fail"}:
+            # What looks like a success and is none costs a forward more.
+            forwards *= 2
+        allowed = math.inf if self.config.budget is None else self.config.budget + 3 * made.draws
+        if self.config.minutes is not None:
+            mean = (rate.forward + rate.backward) / 2
+            allowed = 60 * self.config.minutes / (len(positions) * max(mean, 1e-12))
+        if forwards + backwards > allowed:
+            scale = allowed / (forwards + backwards)
             forwards, backwards = forwards * scale, backwards * scale
         distances = self._distance_stage(split, made.gradients)
         if distances is not None:
-            forwards += made.draws * distances.cost[0]
+            forwards += made.draws * distances.cost[0] * (2 if made.only_seen else 1)
             backwards += made.draws * distances.cost[1]
         checked = min(_TRUST_IMAGES, len(positions)) / len(positions) if self.config.trust else 0.0
         forwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
@@ -110,7 +126,7 @@ class Audit:
         return Estimate(
             len(positions),
             math.ceil(len(positions) * (forwards + backwards)) + faults,
-            seconds if self.config.minutes is None else min(seconds, 60 * self.config.minutes),
+            seconds,
             size,
             str(model_device(model)),
         )
@@ -128,6 +144,8 @@ class Audit:
         command: str = "",
         state: Path | None = None,
         notify: Callable[[str], None] = lambda message: None,
+        draws: int = 1,
+        shown: Sequence[Shown] = (),
     ) -> AuditResult:
         """Audit a model on one part of a dataset.
 
@@ -140,9 +158,13 @@ class Audit:
             progress: show a bar on stderr if that is a terminal.
             command: how the audit was asked for, kept in the result.
             state: folder for the batches that are done. What the same audit left there when it was
-                stopped is taken up; what another audit left is removed. It stays at the end, for
+                stopped is taken up; what another audit left is left alone. It stays at the end, for
                 callers who save the result first: see :func:`robustann.auditing.forget`.
             notify: told in words when a stopped audit is taken up.
+            draws: forwards averaged for each answer at the least; for a model that is known to be
+                randomised, as without trust checks nobody looks.
+            shown: what attackers outside the audit found. It is judged as everything else is, and
+                counts in the worst case; only in a cascade.
 
         Raises:
             DataError: images or labels are unfit for this model.
@@ -158,16 +180,60 @@ class Audit:
         if self.config.certify:
             proof = prove(model, split, positions, self.config, progress=progress)
         provenance = self._provenance(model, split, positions, model_name, data_name)
-        partial = None if state is None else self._partial(state, model, provenance)
+        # A fixed random subset can be explained, so that memory does not grow with the data.
+        order = torch.randperm(len(positions), generator=_generator(1))
+        sample = positions[order[:_TRUST_IMAGES]]
+        made = self._plan(model, split, sample, draws)
+        partial = None
+        with contextlib.ExitStack() as held:
+            if state is not None:
+                partial = self._partial(state, model, split, sample, made, provenance, shown)
+                held.enter_context(partial.held())
+            return self._run(
+                model, split, class_names, positions, order, made, proof, provenance, partial,
+                begin=begin, started=started, explainer=explainer, progress=progress,
+                command=command, notify=notify, shown=shown,
+            )  # fmt: skip
+
+    def _run(
+        self,
+        model: nn.Module,
+        split: Split,
+        class_names: Sequence[str],
+        positions: Tensor,
+        order: Tensor,
+        made: Plan,
+        proof: Proof | None,
+        provenance: Provenance,
+        partial: Partial | None,
+        *,
+        begin: float,
+        started: str,
+        explainer: Explainer | None,
+        progress: bool,
+        command: str,
+        notify: Callable[[str], None],
+        shown: Sequence[Shown],
+    ) -> AuditResult:
+        """What :meth:`run` does once everything is settled."""
+        sample = positions[order[:_TRUST_IMAGES]]
         batches = [] if partial is None else partial.load()
         if batches:
             done = sum(map(len, batches))
             notify(f"going on with a stopped audit: {done:,} of {len(positions):,} images are done")
-        # A fixed random subset can be explained, so that memory does not grow with the data.
-        order = torch.randperm(len(positions), generator=_generator(1))
-        sample = positions[order[:_TRUST_IMAGES]]
-        made = self._plan(model, split, sample)
-        size = self._batch_size(made.model, split, positions, made.gradients)
+        if partial is not None and partial.others():
+            notify(
+                f"'{partial.root}' also holds the state of another, unfinished audit; it is "
+                "removed when this one has finished"
+            )
+        size = self._batch_size(made.attacked, split, positions, made.gradients)
+        if self.config.batch_size == "auto":
+            if made.draws > 1:
+                # What a randomised model answers hangs on the batch: not on how fast it was today.
+                size = _RANDOMISED_BATCH
+            elif partial is not None:
+                # A stop loses a batch.
+                size = min(size, _KEPT_BATCH)
         distances = self._distance_stage(split, made.gradients)
         budget = self.config.budget
         if self.config.minutes is not None:
@@ -185,6 +251,7 @@ class Audit:
             split=split,
             stages=stages[:main],
             check=stages[main : main + checks],
+            shown=shown,
             escalation=stages[main + checks :],
             distances=distances,
             budget=budget,
@@ -196,6 +263,8 @@ class Audit:
         self._second(passes, batches, escalate, partial, progress)
         ran = [*passes.stages, *passes.check, *(passes.escalation if escalate else ())]
         attacks = [(label, stage.attack) for label, stage in ran]
+        # In the order in which they ran.
+        attacks[main + checks : main + checks] = [(one.label, one) for one in shown]
         if distances is not None:
             attacks.append((distances.label, distances.named))
         explanation = None
@@ -238,7 +307,7 @@ class Audit:
         )
         result = result.model_copy(update={"weights": weights})
         if self.config.trust:
-            result = self._reviewed(made, split, sample, result, escalate)
+            result = self._reviewed(made, split, sample, result)
         if proof is not None:
             result = with_proof(result, proof, batches, self.config, made.draws)
         return result
@@ -254,7 +323,8 @@ class Audit:
     ) -> None:
         """Run the first pass on what is not in ``batches`` yet."""
         done = sum(map(len, batches))
-        work = (len(positions) - done) * (1 + len(passes.stages) + len(passes.check))
+        steps = 1 + len(passes.stages) + len(passes.check) + len(passes.shown)
+        work = (len(positions) - done) * steps
 
         def work_on(part: Tensor) -> list[Batch]:
             # Halves come in order.
@@ -315,7 +385,7 @@ class Audit:
     ) -> int:
         """The propagations an image that the configured minutes allow."""
         threat = self.config.threat
-        rate = measure(made.model, split, positions[:size], threat, made.gradients)
+        rate = measure(made.attacked, split, positions[:size], threat, made.gradients)
         mean = (rate.forward + rate.backward) / (2 if made.gradients else 1) * made.draws
         left = 60 * (self.config.minutes or 0.0) - spent
         if self.config.trust:
@@ -329,27 +399,40 @@ class Audit:
         effort = effort_of(self.config.preset)
         return weight_propagations(model, count, effort) if self.config.weights else 0
 
-    def _partial(self, folder: Path, model: nn.Module, provenance: Provenance) -> Partial:
+    def _partial(
+        self,
+        folder: Path,
+        model: nn.Module,
+        split: Split,
+        sample: Tensor,
+        made: Plan,
+        provenance: Provenance,
+        shown: Sequence[Shown],
+    ) -> Partial:
         """Where the finished batches of this audit are kept, and what they belong to."""
         config = self.config
-        lasting = provenance.model_dump(mode="json", exclude={"model", "data"})
+        # Tensors do not say what a model does with them: its answers do.
+        logits = predict_logits(model, split.images(sample[:8]).cpu(), seed=config.seed)
         identity = {
-            **lasting,
+            **provenance.model_dump(mode="json", exclude={"model", "data"}),
             "bounds": list(config.threat.bounds),
             "minutes": config.minutes,
-            "stages": [
-                repr(stage) for stage in (*config.stages, *config.check, *config.escalation)
-            ],
+            "architecture": repr(model),
+            "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest(),
+            "stages": [repr(one) for one in (*made.stages, *config.check, *config.escalation)],
+            "draws": made.draws,
+            "shown": [one.digest for one in shown],
             "device": model_device(model).type,
         }
         return Partial(folder, json.loads(json.dumps(identity)))
 
-    def _plan(self, model: nn.Module, split: Split, sample: Tensor) -> Plan:
+    def _plan(self, model: nn.Module, split: Split, sample: Tensor, draws: int = 1) -> Plan:
         """The attacks as configured, or as a first look at the model says."""
         config = self.config
-        draws = 1 if config.attacks is not None else self.preset.draws
+        draws = max(draws, 1 if config.attacks is not None else self.preset.draws)
         if not config.trust:
-            return Plan(model, config.stages, draws, True, ())
+            followed = any(stage.attack.access == "white-box" for stage in config.stages)
+            return Plan(model, config.stages, draws, followed, ())
         x, labels = split.images(sample).cpu(), split.labels[sample]
         found = diagnose(model, x, labels, config.threat, seed=config.seed)
         part = None
@@ -368,12 +451,12 @@ class Audit:
         )
 
     def _reviewed(
-        self, made: Plan, split: Split, sample: Tensor, result: AuditResult, escalated: bool
+        self, made: Plan, split: Split, sample: Tensor, result: AuditResult
     ) -> AuditResult:
         """The result with what the diagnosis, small experiments and the outcomes say."""
         threat = self.config.threat
         probed = probe(
-            made.model,
+            made.attacked,
             split.images(sample).cpu(),
             split.labels[sample],
             threat,
@@ -381,16 +464,21 @@ class Audit:
             draws=made.draws,
             gradients=made.gradients,
         )
+        budget = result.provenance.config.get("budget")
+        limited = isinstance(budget, int)
+        # A budget ends the attacks, and does not end the curve's: no round of theirs.
+        rounds = [one for one in result.attacks if not (limited and one.label.endswith("(curve)"))]
         reviewed = review(
-            result.attacks,
+            rounds,
             result.curve,
             chance=result.chance,
             widest=threat.widest(math.prod(split.shape)),
         )
-        stages = (*made.stages, *(made.fitting(self.config.escalation) if escalated else ()))
-        findings = searched(
-            stages,
-            combine(made.findings, probed, reviewed),
+        cut = (_budget_cut(result, budget),) if isinstance(budget, int) else ()
+        findings = answered(
+            made,
+            combine(made.findings, probed, reviewed, cut),
+            result.attacks,
             robust_accuracy=result.robust_accuracy,
             chance=result.chance,
         )
@@ -453,6 +541,27 @@ class Audit:
                 "weights": config.weights,
             },
         )
+
+
+def _budget_cut(result: AuditResult, budget: int) -> Finding:
+    """Whether the budget ended the attacks too early."""
+    worst, samples = result.worst_case, result.clean_samples
+    rows = [
+        row
+        for row, (guess, label) in enumerate(zip(samples.prediction, samples.label, strict=True))
+        if guess == label
+    ]
+    counted = [one for one in result.attacks if not one.label.endswith("(curve)")]
+    spent = [
+        sum(one.samples.forwards[row] + one.samples.backwards[row] for one in counted)
+        for row in rows
+    ]
+    climbed = [sum(one.samples.backwards[row] for one in counted) for row in rows]
+    fell = [
+        None if worst.broken_by[row] is None else price
+        for row, price in zip(rows, spent, strict=True)
+    ]
+    return budget_cut(fell, spent, climbed, budget)
 
 
 def _check_fit(model: nn.Module, split: Split, class_names: Sequence[str]) -> None:

@@ -3,7 +3,17 @@
 from robustann.trust.checks import CHECKS, Check, combine
 from robustann.trust.diagnosis import Diagnosis, diagnose
 from robustann.trust.probing import Probed, probe
-from robustann.trust.reviewing import review, surrogate_agrees
+from robustann.trust.reviewing import budget_cut, review, surrogate_agrees
 
-__all__ = ["CHECKS", "Check", "Diagnosis", "Probed", "combine", "diagnose", "probe", "review",
-           "surrogate_agrees"]  # fmt: skip
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Diagnosis",
+    "Probed",
+    "budget_cut",
+    "combine",
+    "diagnose",
+    "probe",
+    "review",
+    "surrogate_agrees",
+]

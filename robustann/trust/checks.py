@@ -181,6 +181,13 @@ CHECKS: Mapping[str, Check] = {
         "Train the surrogate on the target's own predictions, or choose one that is alike.",
         _PINTOR,
     ),
+    "budget-cut": Check(
+        0.01,
+        "The attacks stopped because the budget was spent, not because they had nothing more to "
+        "find, so robustness looks larger than it is.",
+        "Give a larger budget, or none.",
+        _CARLINI,
+    ),
     "certificate-crossed": Check(
         0.0,
         "A proof and an attack cannot both be right: the certificate is faulty, or the attack was "

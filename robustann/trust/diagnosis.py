@@ -411,6 +411,9 @@ def _gradient(subject: _Subject, x: Tensor, labels: Tensor) -> tuple[Tensor | No
     leaf = x.detach().clone().requires_grad_()
     try:
         loss = subject.loss(leaf, labels)
+    except torch.OutOfMemoryError:
+        # It says nothing of the gradient.
+        raise
     except RuntimeError as error:
         # Such as numpy() of a tensor that requires grad: fine without a gradient, not with one.
         return None, f"the forward pass fails with one ({str(error).splitlines()[0][:200]})"
@@ -419,6 +422,8 @@ def _gradient(subject: _Subject, x: Tensor, labels: Tensor) -> tuple[Tensor | No
     subject.propagations += len(x)
     try:
         found: tuple[Tensor | None, ...] = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         return None, f"the backward pass fails ({str(error).splitlines()[0][:200]})"
     return found[0], "the output does not depend on the input" if found[0] is None else ""

@@ -107,7 +107,7 @@ def probe(
     >>> [one.check for one in found if one.verdict == "fail"]
     []
     """
-    logits = predict_logits(model, x, seed=random.seed)
+    logits = predict_logits(model, x, seed=random.seed, draws=draws)
     rows = (logits.argmax(1) == labels.cpu()).nonzero().squeeze(1)[:images]
     names = (*_GRADIENT_CHECKS, "black-box-wins")
     if not len(rows):

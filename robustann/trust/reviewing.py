@@ -13,6 +13,8 @@ from robustann.trust.checks import CHECKS, conclude, not_run
 
 # How unlikely a difference must be by chance to count: several checks ask on every audit.
 _CHANCE = 0.01
+# Gradient steps that an attack takes at the least to mean anything.
+_CLIMB = 10
 # Of all attacked samples, what a search from a gradient attack's images may add: it is part white
 # box, and on robust models adds a few points as a matter of course.
 _HYBRID = 0.1
@@ -99,6 +101,44 @@ def surrogate_agrees(agreement: float, n: int) -> Finding:
     differ = 1 - agreement
     seen = f"Surrogate and target disagree on {differ:.1%} of {n} clean images."
     return conclude(name, differ > (CHECKS[name].threshold or 0.0), seen, value=differ)
+
+
+def budget_cut(
+    broken_after: Sequence[int | None], spent: Sequence[int], climbed: Sequence[int], budget: int
+) -> Finding:
+    """Whether a budget ended the attacks while they still found something.
+
+    Args:
+        broken_after: propagations after which each attacked sample fell, None where it stands.
+        spent: propagations that each attacked sample cost.
+        climbed: the gradients among them.
+        budget: what each could cost.
+
+    >>> budget_cut([3, 5, None, None], [3, 5, 10, 10], [1, 2, 5, 5], 10).verdict
+    'fail'
+    >>> budget_cut([3, None], [3, 40], [1, 20], 100).verdict
+    'pass'
+    """
+    name = "budget-cut"
+    standing = [i for i, fell in enumerate(broken_after) if fell is None]
+    cut = [i for i in standing if spent[i] >= budget]
+    if not cut:
+        return conclude(name, False, f"No sample's budget of {budget} was spent.", value=0.0)
+    short = sum(climbed[i] < _CLIMB for i in cut)
+    late = sum(fell is not None and fell > 0.8 * budget for fell in broken_after)
+    n = len(broken_after)
+    if short:
+        seen = (
+            f"{short} of {n} samples stand after fewer than {_CLIMB} gradient steps, for the "
+            f"budget of {budget} was spent."
+        )
+        return conclude(name, short / n > (CHECKS[name].threshold or 0.0), seen, value=short / n)
+    seen = (
+        f"The last fifth of the budget of {budget} broke {late} of {n} samples, and {len(cut)} "
+        "stand whose budget is spent."
+    )
+    failed = late > 1 and late / n > (CHECKS[name].threshold or 0.0)
+    return conclude(name, failed, seen, value=late / n)
 
 
 def _attempted(outcome: AttackOutcome) -> tuple[bool, ...]:

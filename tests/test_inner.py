@@ -1,0 +1,131 @@
+"""A model seen through a part of itself: its predictions, and nobody else's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from zoo import Closed, Detached, Quantised
+
+import robustann as ra
+from robustann.auditing.inner import SeenThrough, differentiable_part
+
+
+class Fixed(nn.Module):
+    """Answers with the same logits for every image."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.register_buffer("logits", torch.tensor(logits))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("whole", [(0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    "part", [(5.0, 5.0, 0.0), (0.0, 0.0, 0.0), (1.0, 2.0, 3.0), (0.0, float("-inf"), 1.0),
+             (-1e30, -1e30, 1e30), (float("nan"), 0.0, 1.0)]
+)  # fmt: skip
+def test_the_prediction_is_always_the_whole_models(whole, part):
+    x = torch.rand(3, 1, 2, 2)
+    seen = SeenThrough(Fixed(*whole), Fixed(*part))(x)
+    assert seen.isfinite().all()
+    assert torch.equal(seen.argmax(1), Fixed(*whole)(x).argmax(1))
+
+
+def test_what_the_whole_model_cannot_compute_is_not_hidden():
+    seen = SeenThrough(Fixed(float("nan"), 0.0), Fixed(1.0, 2.0))
+    assert not seen(torch.rand(1, 1, 2, 2)).isfinite().all()
+
+
+def test_the_gradient_is_the_parts(model, digits):
+    x = digits.test.images(slice(0, 4)).requires_grad_()
+    seen = SeenThrough(Quantised(model), model)(x)
+    (slope,) = torch.autograd.grad(seen.sum(), x)
+    (own,) = torch.autograd.grad(model(x).sum(), x)
+    assert torch.allclose(slope, own, atol=1e-5)
+
+
+class Aside(nn.Module):
+    """Has a part that is of no use, before the one that is."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.aside = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        self.inner = inner
+
+    def forward(self, x):
+        with torch.no_grad():
+            return self.inner(x) + 0.02 * self.aside(x)
+
+
+def test_of_several_parts_the_one_that_agrees_most_is_taken(model, digits):
+    x, labels = digits.test.images(slice(0, 32)), digits.test.labels[:32]
+    found = differentiable_part(Aside(model), x, labels, 0)
+    assert found is not None
+    assert found.name.startswith("inner")
+    assert found.agreement == 1
+    assert differentiable_part(Closed(model), x, labels, 0) is None
+
+
+def test_tails_of_sequences_are_parts(model, digits):
+    class Rounding(nn.Module):
+        def forward(self, x):
+            return (8 * x).round() / 8
+
+    x, labels = digits.test.images(slice(0, 32)), digits.test.labels[:32]
+    found = differentiable_part(nn.Sequential(Rounding(), model), x, labels, 0)
+    assert found is not None
+    assert found.name == "the model[1:]"
+    assert torch.equal(found.module(x), model(x))
+
+
+def test_memory_that_runs_out_is_no_missing_part(model, digits, monkeypatch):
+    def empty(*args, **kwargs):
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(torch.autograd, "grad", empty)
+    x, labels = digits.test.images(slice(0, 8)), digits.test.labels[:8]
+    with pytest.raises(torch.OutOfMemoryError):
+        differentiable_part(Detached(model), x, labels, 0)
+
+
+def test_figures_of_a_model_seen_through_a_part_are_its_own(model, digits):
+    x, labels = digits.test.images(slice(0, 24)), digits.test.labels[:24]
+    quantised = Quantised(model)
+    threat = ra.ThreatModel("linf", 0.1)
+    result = ra.audit(quantised, (x, labels), threat, "quick", explain=False, curve=False)
+    with torch.no_grad():
+        logits = quantised(x)
+    own = logits.softmax(1).amax(1)
+    assert list(result.clean_samples.confidence) == pytest.approx(own.tolist(), abs=1e-5)
+    through = [one for one in result.attacks if "through a part" in one.label]
+    searches = [one for one in result.attacks if one.label in ("square:queries=1000",
+                                                               "rays:queries=1000")]  # fmt: skip
+    assert through
+    assert len(searches) == 2
+    # Each look at it is one at the model and one at its part.
+    assert all(count % 2 == 0 for one in through for count in one.samples.forwards)
+
+
+def test_the_attacked_images_fool_the_model_itself(model, digits):
+    from robustann.auditing import Audit, AuditConfig
+
+    kept = []
+
+    def spy(model, cases, class_names, seed):
+        kept.append(cases)
+        return
+
+    threat = ra.ThreatModel("linf", 0.1)
+    config = AuditConfig(threat=threat, preset="quick", max_samples=32, curve=False)
+    quantised = Quantised(model)
+    Audit(config).run(quantised, digits.test, class_names=digits.class_names, explainer=spy)
+    (cases,) = kept
+    with torch.no_grad():
+        found = quantised(cases.attacked).argmax(1)
+    assert cases.success.any()
+    assert (found[cases.success] != cases.label[cases.success]).all()
+    assert torch.equal(found, cases.attacked_prediction)
