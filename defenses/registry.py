@@ -16,12 +16,20 @@ from robustann.defenses.fast import FastAdversarialTraining, NoisyFastAdversaria
 from robustann.defenses.free import FreeAdversarialTraining
 from robustann.defenses.ibp import IBPTraining
 from robustann.defenses.noise_training import NoiseTraining
-from robustann.defenses.sanitizers import SANITIZERS, Sanitizer, parse_sanitizer
+from robustann.defenses.sanitizers import SANITIZERS, InputCheck, Sanitizer, parse_sanitizer
 from robustann.defenses.trades import MART, TRADES
 from robustann.errors import UsageError, unknown_name
 from robustann.threat import parse_number
 
 Kind = Literal["objective", "wrapper", "sanitizer"]
+Against = Literal["attacks", "bit errors", "proofs", "invalid inputs"]
+# Whose own threat model is another one than attacks on the images.
+_AGAINST: Mapping[str, Against] = {
+    BitErrorTraining.name: "bit errors",
+    WeightClipping.name: "bit errors",
+    IBPTraining.name: "proofs",
+    InputCheck.name: "invalid inputs",
+}
 # Arguments that the caller of a defense has anyway.
 _GIVEN = ("self", "attack", "threat", "step")
 # What a settings dictionary passes on (see AttackStep).
@@ -56,8 +64,9 @@ class Defense:
         label: the text that it was asked for with.
         kind: what it is: a training objective, what wraps one, or a module in front of the model.
         made: makes it: an objective from a threat model, a wrapper from a step, a sanitizer from
-            nothing.
+            nothing. An objective also takes options that the text leaves open, of ``takes``.
         paper, helps, limits: what it says of itself.
+        takes: names of the options that an objective knows and the text does not set.
     """
 
     name: str
@@ -67,6 +76,17 @@ class Defense:
     paper: str
     helps: tuple[str, ...]
     limits: tuple[str, ...]
+    takes: frozenset[str] = frozenset()
+
+    @property
+    def against(self) -> Against:
+        """What it is measured by in the first place: attacks on the images, wrong bits in the
+        weights, what can be proven, or input that is no image.
+
+        >>> parse_defense("weight-clipping").against, parse_defense("trades").against
+        ('bit errors', 'attacks')
+        """
+        return _AGAINST.get(self.name, "attacks")
 
 
 def defense_names() -> dict[str, str]:
@@ -147,12 +167,13 @@ def parse_defense(text: str) -> Defense:
     wrapper = name in WRAPPERS
     takes_attack = "attack" in inspect.signature(maker).parameters
 
-    def made(over: Any) -> Any:
+    def made(over: Any, **more: Any) -> Any:
+        given = {**more, **options}
         if wrapper:
-            return maker(over, **options)
+            return maker(over, **given)
         if takes_attack:
-            return maker(_attack(others), over, **options)
-        return maker(**options) if _threatless(maker) else maker(over, **options)
+            return maker(_attack(others), over, **given)
+        return maker(**given) if _threatless(maker) else maker(over, **given)
 
     if takes_attack:
         _attack(others)
@@ -160,9 +181,9 @@ def parse_defense(text: str) -> Defense:
         raise unknown_name(f"option of defense {name}", next(iter(others)), _known(maker))
     cls: Any = maker
     helps, limits = _facts(cls)
-    return Defense(
-        name, text, "wrapper" if wrapper else "objective", made, cls.paper, helps, limits
-    )
+    left = frozenset() if wrapper else frozenset(_known(maker)) - frozenset(options)
+    kind: Kind = "wrapper" if wrapper else "objective"
+    return Defense(name, text, kind, made, cls.paper, helps, limits, left)
 
 
 def as_defense(one: Any) -> Defense:
@@ -182,11 +203,18 @@ def as_defense(one: Any) -> Defense:
         return parse_defense(one)
     if isinstance(one, Sanitizer):
         return _of_sanitizer(one, one.label)
+    if isinstance(one, type):
+        raise UsageError(
+            f"expected a defense as text, a sanitizer or a training step, got the class "
+            f"{one.__name__} itself; make one of it, or name it as text, for example "
+            f"'{getattr(one, 'name', 'trades')}'"
+        )
     if callable(one) and hasattr(one, "parameters") and isinstance(getattr(one, "name", None), str):
         facts = (getattr(one, fact, ()) for fact in ("helps", "limits"))
         helps, limits = (tuple(fact) for fact in facts)
         paper = getattr(one, "paper", "")
-        return Defense(one.name, one.name, "objective", lambda threat: one, paper, helps, limits)
+        label = _label(one)
+        return Defense(one.name, label, "objective", lambda threat: one, paper, helps, limits)
     raise UsageError(
         f"expected a defense as text, a sanitizer or a training step, got {type(one).__name__}; "
         f"for example 'adversarial-training:steps=10'"
@@ -219,6 +247,19 @@ def check_together(defenses: Sequence[Defense]) -> None:
             "expected awp or bit-error-training, got both: one moves the weights until the "
             "backward pass, the other takes the loss at weights of its own; drop one"
         )
+
+
+def _label(step: Any) -> str:
+    """A training step as text: its name and its parameters; what it wraps follows."""
+    told = dict(step.parameters())
+    inner = told.pop("step", None)
+    text = f"{step.name}:" + ",".join(f"{name}={value}" for name, value in told.items())
+    while isinstance(inner, Mapping):
+        own = {name: value for name, value in inner.items() if name not in ("name", "step")}
+        listed = ",".join(f"{name}={value}" for name, value in own.items())
+        text += f" around {inner.get('name', 'a step')}" + (f":{listed}" if listed else "")
+        inner = inner.get("step")
+    return text.removesuffix(":")
 
 
 def _of_sanitizer(module: Sanitizer, text: str) -> Defense:
