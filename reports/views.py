@@ -19,6 +19,7 @@ from robustann.results import (
     Drift,
     Hardening,
     Scores,
+    StoredError,
     Weights,
 )
 
@@ -392,12 +393,25 @@ def hardened(hardening: Hardening) -> str:
         said = f"These samples do not show that hardening changed robust accuracy ({change})"
     span = f"95 % interval {points(pair.interval.low)} to {points(pair.interval.high)}"
     clean = hardening.clean
-    price = "Clean accuracy did not change for certain"
     if clean.interval.high < 0:
         price = f"It cost {points(clean.difference)[1:]} of clean accuracy"
     elif clean.interval.low > 0:
         price = f"Clean accuracy rose by {points(clean.difference)[1:]} too"
+    elif not clean.lost + clean.gained:
+        price = "No sample changed sides unattacked"
+    else:
+        price = (
+            f"These samples do not show that clean accuracy changed ({points(clean.difference)})"
+        )
     return f"{said}; {span}. {price}."
+
+
+def bit_errors(hardening: Hardening) -> list[tuple[float, list[StoredError | None]]]:
+    """Each share of wrong bits with what every stage makes of it, None where it was not asked;
+    nothing where no stage was."""
+    columns = [{one.rate: one for one in stage.bit_errors} for stage in hardening.stages]
+    rates = sorted({rate for column in columns for rate in column})
+    return [(rate, [column.get(rate) for column in columns]) for rate in rates]
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from robustann.attacks import Attack, AttackResult, parse_attack
 from robustann.attacks import engine as _engine
 from robustann.auditing import Audit, AuditConfig
 from robustann.auditing import forget as _forget
-from robustann.data import ImageData, Split, tensor_split
+from robustann.data import ImageData, Split, from_arrays, tensor_split
 from robustann.errors import UsageError, unknown_name
 from robustann.hardening import HardenResult
 from robustann.hardening.harden import harden as _harden
+from robustann.hardening.planning import check_kinds
 from robustann.models import ImageClassifier
 from robustann.reports.explain import explain as _explain
 from robustann.rng import SampleRandom
@@ -194,23 +195,25 @@ def audit(
 
 def harden(
     model: nn.Module | str,
-    data: ImageData,
+    data: ImageData | tuple[Any, Any],
     threat: ThreatModel | None = None,
     defenses: Any = ("adversarial-training",),
     preset: str = "standard",
     *,
     training: TrainConfig | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     max_samples: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
     budget: int | None = None,
     trust: bool = True,
     curve: bool = True,
     explain: bool = True,
+    weights: bool = False,
+    certify: bool = False,
     device: str | torch.device | None = None,
     progress: bool = False,
     model_name: str | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
+    state: str | os.PathLike[str] | None = None,
     command: str = "robustann.harden(...)",
     notify: Callable[[str], None] = lambda message: None,
     **settings: Any,
@@ -220,9 +223,11 @@ def harden(
     Args:
         model: a module that maps images in [0, 1] to logits, whose copy is trained on from where it
             stands; or the name of an architecture, which is trained from scratch, once plainly to
-            compare with and once with the defenses.
+            compare with and once with the defenses. A module that only guesses is trained twice
+            too.
         data: its training part trains, its validation part chooses, its test part is audited; see
-            :func:`robustann.load_data` and :func:`robustann.from_arrays`.
+            :func:`robustann.load_data` and :func:`robustann.from_arrays`, which a pair (images,
+            labels) goes through.
         threat: what the attacker may do, in training and in the audits; None takes linf 8/255.
         defenses: names with options such as ``"trades:beta=6"``, ``"weight-clipping:w_max=0.1"`` or
             ``"jpeg:quality=75"`` (``robustann list defenses`` has them), training steps, or
@@ -230,17 +235,22 @@ def harden(
             in order.
         preset: of the audits.
         training: how to train; ``settings`` replace single ones (``epochs=5, lr=0.01``).
-        seed: of everything random.
+        seed: of everything random; None takes that of ``training``, else 0.
         max_samples: audit so many samples of the test part.
         batch_size: images a batch of the audits.
-        budget: propagations that an image may cost in the attacks.
+        budget: propagations that an image may cost in the attacks of the audits.
         trust: whether the audits check that they can be believed.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
-        device: where to train.
+        weights: whether both audits ask too what happens if bits of the stored weights are wrong:
+            what ``weight-clipping`` and ``bit-error-training`` are for.
+        certify: whether both audits prove too what no attack can break: what ``ibp-training`` is
+            for.
+        device: where everything runs.
         progress: show bars on stderr if that is a terminal.
         model_name: shown in the reports, as is ``command``.
-        checkpoint: where training keeps its state, to go on from there if it is stopped.
+        state: folder for what is done. Stopped, even killed, hardening goes on from there when it
+            is called again with the same arguments; ``result.save`` empties it.
         notify: told in words what begins.
 
     Returns:
@@ -260,6 +270,18 @@ def harden(
     >>> [stage.name for stage in result.comparison.stages]
     ['before', 'after']
     """
+    if threat is not None and not isinstance(threat, ThreatModel):
+        raise UsageError(
+            f"expected threat as a ThreatModel, got {type(threat).__name__}; write "
+            'harden(model, data, ThreatModel("linf", 0.1), defenses)'
+        )
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name in settings:
+        if name not in known:
+            raise unknown_name("training setting", name, known)
+    whole = from_arrays(*data) if isinstance(data, (tuple, list)) and len(data) == 2 else data
+    check_kinds(model, whole, training)
+    seed = _one_seed(seed, training)
     config = AuditConfig(
         threat=threat or ThreatModel("linf", 8 / 255),
         preset=preset,
@@ -270,25 +292,37 @@ def harden(
         trust=trust,
         curve=curve,
         explain=explain,
+        weights=weights,
+        certify=certify,
     )
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
-    for name in settings:
-        if name not in known:
-            raise unknown_name("training setting", name, known)
+    if settings:
+        training = dataclasses.replace(training or TrainConfig(), **settings)
     return _harden(
         model,
-        data,
+        whole,
         config,
         defenses if isinstance(defenses, (tuple, list)) else (defenses,),
-        training=dataclasses.replace(training or TrainConfig(seed=seed), **settings),
+        training=training,
         device=device,
         explainer=_explain,
         model_name=model_name,
         progress=progress,
         command=command,
         notify=notify,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        state=None if state is None else Path(state),
     )
+
+
+def _one_seed(seed: int | None, training: TrainConfig | None) -> int:
+    """The seed of everything, from the argument and the training settings."""
+    own = TrainConfig.seed if training is None else training.seed
+    if seed is None:
+        return own
+    if own not in (TrainConfig.seed, seed):
+        raise UsageError(
+            f"expected one seed, got seed={seed} and training with seed={own}; give it once"
+        )
+    return seed
 
 
 def _resolve(

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustann import files
+from robustann.attacks import MM, PGD
 from robustann.auditing import Audit, AuditConfig
 from robustann.auditing.runner import Explainer
+from robustann.auditing.shown import Shown
 from robustann.data import ImageData
-from robustann.defenses.registry import Defense, as_defense, check_together
+from robustann.defenses.registry import Defense
 from robustann.defenses.sanitizers import Sanitized, Sanitizer
-from robustann.errors import UsageError
-from robustann.hardening.comparing import paired
-from robustann.hardening.sanitized import SanitizedResult, measure_sanitizer
-from robustann.metrics import wilson_interval
+from robustann.hardening.comparing import compared, staged
+from robustann.hardening.kept import Kept, forget
+from robustann.hardening.planning import Planned, planned, untrained
+from robustann.hardening.sanitized import LEAST_DRAWS, SanitizedResult, attack_sanitizer
 from robustann.models import ImageClassifier, save_model
-from robustann.results import (
-    AttackerWay,
-    AuditResult,
-    DefenseUsed,
-    Hardening,
-    HardeningStage,
-    Interval,
-)
-from robustann.training import StandardStep, TrainConfig, TrainResult, train
+from robustann.results import AuditResult, Hardening
+from robustann.training import TrainConfig, TrainResult, train
 
-_SANITIZERS_KNOW = ("linf", "l2")
+# What the five attackers of sanitizers do, by preset; for others what is usual.
+_EFFORT: Mapping[str, dict[str, Any]] = {
+    "quick": {
+        "queries": 200,
+        "attacks": (MM(steps=15), MM(steps=15, rank=2), PGD(steps=20, loss="margin")),
+    },
+    "thorough": {"queries": 5000},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +45,16 @@ class HardenResult:
     Attributes:
         model: hardened, in eval mode: the trained network, with the sanitizers in front of it.
         network: the trained network alone; the same object where there are no sanitizers.
-        before: the audit of the model as it came (or, of an architecture, trained plainly).
+        before: the audit of the model as it came (or, of an architecture or a model that was never
+            trained, trained plainly).
         after: the audit of ``model``, of the same samples with the same seed; its report holds the
             comparison.
         comparison: clean and robust outcomes of both, sample by sample.
         training: what training said, None where no defense trains.
-        baseline: the plainly trained model, where the call named an architecture.
-        sanitized: sanitizers against five kinds of attackers, None where there are none.
+        baseline: the plainly trained model, where there is one.
+        sanitized: sanitizers against five kinds of attackers alone, None where there are none; what
+            these found counts in ``after``, whose robust accuracy is the minimum over everything.
+        state: the folder that was given for what is kept on the way.
     """
 
     model: nn.Module
@@ -59,18 +65,37 @@ class HardenResult:
     training: TrainResult[Any] | None
     baseline: nn.Module | None
     sanitized: SanitizedResult | None
+    state: Path | None = None
 
     def save(self, folder: str | Path) -> None:
         """Write the network, and both audits with their reports, into ``folder``.
 
         ``model.safetensors`` holds the network without sanitizers, with its sidecar where robustann
-        knows its architecture; ``before`` and ``after`` hold ``results.json``, ``samples.csv`` and
-        ``report.html``.
+        knows its architecture; ``hardened.json`` names the defenses, and the sanitizers that belong
+        in front of it; ``before`` and ``after`` hold ``results.json``, ``samples.csv`` and
+        ``report.html``. Then what was kept on the way is removed.
         """
         root = Path(folder)
+        # What took longest comes first.
+        self._save_network(root / "model.safetensors")
+        told = {
+            "model": "model.safetensors",
+            "defenses": [one.label for one in self.comparison.defenses],
+            "sanitizers": list(self.sanitizers),
+        }
+        files.write_text(root / "hardened.json", json.dumps(told, indent=1) + "\n")
         self.before.save(root / "before")
         self.after.save(root / "after")
-        path = root / "model.safetensors"
+        if self.state is not None:
+            forget(self.state)
+
+    @property
+    def sanitizers(self) -> tuple[str, ...]:
+        """The sanitizers in front of the network as text, in order."""
+        parts = self.model.parts if isinstance(self.model, Sanitized) else ()
+        return tuple(part.label for part in parts)
+
+    def _save_network(self, path: Path) -> None:
         if isinstance(self.network, ImageClassifier):
             facts = self.training.training if self.training else None
             metrics = self.training.metrics if self.training else None
@@ -78,8 +103,14 @@ class HardenResult:
             return
         from safetensors.torch import save
 
-        state = {name: one.detach().cpu() for name, one in self.network.state_dict().items()}
-        files.write_bytes(path, save({name: one.contiguous() for name, one in state.items()}))
+        state = self.network.state_dict()
+        # Clones: tensors that share their memory, such as tied weights, cannot be stored.
+        apart = {name: _apart(one) for name, one in state.items() if isinstance(one, Tensor)}
+        files.write_bytes(path, save(apart))
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def harden(
@@ -95,62 +126,35 @@ def harden(
     progress: bool = False,
     command: str = "robustann.harden(...)",
     notify: Callable[[str], None] = lambda message: None,
-    checkpoint: Path | None = None,
+    state: Path | None = None,
 ) -> HardenResult:
     """Harden a model and measure what that did; :func:`robustann.harden` tells the arguments."""
-    chosen = [as_defense(one) for one in defenses]
-    check_together(chosen)
-    threat = config.threat
-    sanitizers = [one.made() for one in chosen if one.kind == "sanitizer"]
-    if sanitizers and threat.norm not in _SANITIZERS_KNOW:
-        raise UsageError(
-            "expected the norm linf or l2, in which sanitizers can be measured, got "
-            f"{threat.norm}; choose one of these, or leave the sanitizers out"
-        )
-    step = _step(chosen, config)
-    settings = training or TrainConfig()
-    baseline: nn.Module | None = None
+    plan = planned(model, data, config, defenses, training, device)
+    kept = Kept(state, {} if state is None else plan.identity(model, data, config))
+    work = _Work(plan, data, config, kept, explainer, progress, command, notify)
     name = model_name or (model if isinstance(model, str) else type(model).__name__)
+    notes = list(plan.notes)
+    baseline: nn.Module | None = None
+    subject: nn.Module | str = model
     if isinstance(model, str):
         notify(f"training {model} plainly, to compare with")
-        baseline = train(
-            model, data, config=replace(settings, lr=None), device=device, progress=progress
-        ).model
-        original: nn.Module = baseline
-        subject: nn.Module | str = model
+        original = baseline = work.trained(model, "baseline", plan.plain).model
     else:
-        original = model
-        # The caller's model stays as it is.
-        subject = copy.deepcopy(model)
-
-    def audited(what: nn.Module, called: str, *, explain: bool = True) -> AuditResult:
-        notify(f"auditing {called}")
-        asked = config if explain else replace(config, explain=False, curve=False)
-        return Audit(asked).run(
-            what,
-            data.test,
-            class_names=data.class_names,
-            model_name=called,
-            data_name=data.name,
-            explainer=explainer if explain else None,
-            progress=progress,
-            command=command,
-        )
-
-    before = audited(original, f"{name} before hardening")
+        # The caller's model stays as it is, and where it is.
+        original = copy.deepcopy(model).to(plan.device)
+        subject = copy.deepcopy(original)
+        if plan.step is not None and untrained(original, data):
+            notify(f"{name} only guesses: training it plainly too, to compare with")
+            notes.append(
+                "The model came untrained: before hardening means trained plainly, from the same "
+                "weights with the same settings."
+            )
+            original = baseline = work.trained(original, "baseline", plan.plain).model
+    before = work.audited(original, "before", f"{name} before hardening")
     trained: TrainResult[Any] | None = None
-    if step is not None:
-        notify(f"training with {step.name}")
-        trained = train(
-            subject,
-            data,
-            config=settings,
-            step=step,
-            device=device,
-            checkpoint=checkpoint,
-            resume=checkpoint is not None,
-            progress=progress,
-        )
+    if plan.step is not None:
+        notify(f"training with {plan.step.name}")
+        trained = work.trained(subject, "hardened", plan.hard, plan.step)
         network: nn.Module = trained.model
     elif isinstance(subject, str):
         # Nothing trains: the sanitizers stand in front of the plain model.
@@ -158,138 +162,140 @@ def harden(
     else:
         network = subject
     network.eval()
-    stages = [_stage("before", before)]
-    if not sanitizers:
-        after = audited(network, f"{name} hardened")
-        stages.append(_stage("after", after))
-        comparison = _comparison(chosen, stages, before, after, None, trained)
-        after = after.model_copy(update={"hardening": comparison})
-        return _result(network, network, before, after, trained, baseline, None)
-    if trained is not None:
-        between = audited(network, f"{name} trained, without sanitizers", explain=False)
-        stages.append(_stage("after training, without sanitizers", between))
-    defended = Sanitized(network, *sanitizers).eval()
-    notify("measuring the sanitizers against five kinds of attackers")
-    measured = measure_sanitizer(
-        network,
-        sanitizers,
-        data,
-        threat,
-        seed=config.seed,
-        max_samples=config.max_samples,
-        progress=progress,
+    stages = [staged("before", before)]
+    hardened, measured = network, None
+    if not plan.sanitizers:
+        after = work.audited(network, "after", f"{name} hardened")
+    else:
+        if trained is not None:
+            called = f"{name} trained, without sanitizers"
+            between = work.audited(network, "between", called, whole=False)
+            stages.append(staged("after training, without sanitizers", between))
+        # Copies: the caller's own stay in the mode that they are in.
+        hardened = Sanitized(network, *map(copy.deepcopy, plan.sanitizers)).eval()
+        measured, shown = work.measured(network, hardened.parts)
+        # The attacker knows the defense: gradients through it, or through stand-ins for it.
+        seen = hardened.seen_through("surrogate").eval()
+        draws = 1 if hardened.deterministic else LEAST_DRAWS
+        after = work.audited(seen, "after", f"{name} hardened", draws=draws, shown=shown)
+    stages.append(staged("after", after))
+    comparison = compared(
+        plan.defenses,
+        stages,
+        before,
+        after,
+        sanitizers=plan.sanitizers,
+        measured=measured,
+        notes=notes,
+        training=None if trained is None else _told(trained),
     )
-    # The attacker knows the defense: gradients through it, or through stand-ins for it.
-    after = audited(defended.seen_through("surrogate").eval(), f"{name} hardened")
-    stages.append(_stage("after", after))
-    comparison = _comparison(chosen, stages, before, after, measured, trained)
-    after = after.model_copy(update={"hardening": comparison})
-    return _result(defended, network, before, after, trained, baseline, measured)
-
-
-def _result(
-    model: nn.Module,
-    network: nn.Module,
-    before: AuditResult,
-    after: AuditResult,
-    trained: TrainResult[Any] | None,
-    baseline: nn.Module | None,
-    sanitized: SanitizedResult | None,
-) -> HardenResult:
-    if after.hardening is None:
-        raise ValueError("a hardened model's audit holds its comparison")
     return HardenResult(
-        model=model,
+        model=hardened,
         network=network,
         before=before,
-        after=after,
-        comparison=after.hardening,
+        after=after.model_copy(update={"hardening": comparison}),
+        comparison=comparison,
         training=trained,
         baseline=baseline,
-        sanitized=sanitized,
+        sanitized=measured,
+        state=state,
     )
 
 
-def _step(defenses: Sequence[Defense], config: AuditConfig) -> Any | None:
-    """The training step that objective and wrappers make; None where nothing trains."""
-    objectives = [one for one in defenses if one.kind == "objective"]
-    wrappers = [one for one in defenses if one.kind == "wrapper"]
-    if not objectives and not wrappers:
-        return None
-    step: Any = objectives[0].made(config.threat) if objectives else StandardStep()
-    # Clipping is outermost, whatever the order: it has the last word on the weights.
-    for wrapper in sorted(wrappers, key=lambda one: one.name == "weight-clipping"):
-        step = wrapper.made(step)
-    return step
+@dataclass(frozen=True)
+class _Work:
+    """The parts of a hardening, each taken up where it was stopped."""
+
+    plan: Planned
+    data: ImageData
+    config: AuditConfig
+    kept: Kept
+    explainer: Explainer | None
+    progress: bool
+    command: str
+    notify: Callable[[str], None]
+
+    def trained(
+        self, model: nn.Module | str, name: str, config: TrainConfig, step: Any = None
+    ) -> TrainResult[Any]:
+        checkpoint = self.kept.path(f"{name}.pt")
+        return train(
+            model,
+            self.data,
+            config=config,
+            step=step,
+            device=self.plan.device,
+            checkpoint=checkpoint,
+            # It stays until everything is saved.
+            keep_checkpoint=True,
+            resume=checkpoint is not None,
+            progress=self.progress,
+        )
+
+    def audited(
+        self,
+        model: nn.Module,
+        stage: str,
+        called: str,
+        *,
+        whole: bool = True,
+        draws: int = 1,
+        shown: Sequence[Shown] = (),
+    ) -> AuditResult:
+        done = self.kept.audit(stage, model)
+        if done is not None:
+            self.notify(f"{called}: audited before the stop")
+            return done
+        self.notify(f"auditing {called}")
+        config = self.config
+        if not whole:
+            config = replace(config, explain=False, curve=False, weights=False, certify=False)
+        result = Audit(config).run(
+            model,
+            self.data.test,
+            class_names=self.data.class_names,
+            model_name=called,
+            data_name=self.data.name,
+            explainer=self.explainer if whole else None,
+            progress=self.progress,
+            command=self.command,
+            state=self.kept.path(stage),
+            notify=self.notify,
+            draws=draws,
+            shown=shown,
+        )
+        self.kept.keep_audit(stage, result)
+        return result
+
+    def measured(
+        self, network: nn.Module, sanitizers: Sequence[Sanitizer]
+    ) -> tuple[SanitizedResult, tuple[Shown, ...]]:
+        done = self.kept.measured(network)
+        if done is not None:
+            return done
+        self.notify("measuring the sanitizers against five kinds of attackers")
+        measured, shown = attack_sanitizer(
+            network,
+            sanitizers,
+            self.data,
+            self.config.threat,
+            seed=self.config.seed,
+            max_samples=self.config.max_samples,
+            progress=self.progress,
+            **_EFFORT.get(self.config.preset, {}),
+        )
+        self.kept.keep_measured(network, measured, shown)
+        return measured, shown
 
 
-def _stage(name: str, result: AuditResult) -> HardeningStage:
-    return HardeningStage(
-        name=name,
-        clean_accuracy=result.clean_accuracy,
-        clean_interval=result.clean.interval,
-        robust_accuracy=result.robust_accuracy,
-        robust_interval=result.worst_case.scores.interval,
-        believable=result.believable,
-    )
-
-
-def _comparison(
-    defenses: Sequence[Defense],
-    stages: Sequence[HardeningStage],
-    before: AuditResult,
-    after: AuditResult,
-    measured: SanitizedResult | None,
-    trained: TrainResult[Any] | None,
-) -> Hardening:
-    standing = robust_outcomes(after)
-    if measured is not None:
-        if measured.index != after.clean_samples.index:
-            raise ValueError("expected both measurements on the same samples")
-        # The minimum over everything that was tried counts.
-        right = zip(measured.clean_correct, measured.broken_by, strict=True)
-        withstood = [correct and by is None for correct, by in right]
-        standing = [one and other for one, other in zip(standing, withstood, strict=True)]
-    robust = sum(standing)
-    low, high = wilson_interval(robust, len(standing))
-    return Hardening(
-        defenses=tuple(
-            DefenseUsed(
-                name=one.name,
-                label=one.label,
-                kind=one.kind,
-                paper=one.paper,
-                helps=one.helps,
-                limits=one.limits,
-            )
-            for one in defenses
-        ),
-        stages=tuple(stages),
-        clean=paired(clean_outcomes(before), clean_outcomes(after)),
-        robust=paired(robust_outcomes(before), standing),
-        robust_accuracy=robust / len(standing),
-        robust_interval=Interval(low=low, high=high),
-        ways=()
-        if measured is None
-        else tuple(
-            AttackerWay(
-                name=way.name,
-                words=way.words,
-                robust_accuracy=way.robust_accuracy,
-                interval=way.interval,
-            )
-            for way in measured.ways
-        ),
-        sanitizer_verdict=None if measured is None else measured.words,
-        training={}
-        if trained is None
-        else {
-            "epochs": trained.epochs_run,
-            "best epoch": trained.best_epoch,
-            "seconds": round(trained.seconds, 1),
-            **_scores(trained),
-        },
-    )
+def _told(trained: TrainResult[Any]) -> dict[str, str | int | float | bool | None]:
+    """What training said, for the report."""
+    return {
+        "epochs": trained.epochs_run,
+        "best epoch": trained.best_epoch,
+        "seconds": round(trained.seconds, 1),
+        **_scores(trained),
+    }
 
 
 def _scores(trained: TrainResult[Any]) -> dict[str, float]:
@@ -302,15 +308,3 @@ def _scores(trained: TrainResult[Any]) -> dict[str, float]:
         for name in names
         if name in row
     }
-
-
-def clean_outcomes(result: AuditResult) -> list[bool]:
-    """Which samples were classified correctly, unattacked."""
-    samples = result.clean_samples
-    return [guess == label for guess, label in zip(samples.prediction, samples.label, strict=True)]
-
-
-def robust_outcomes(result: AuditResult) -> list[bool]:
-    """Which samples were classified correctly and broken by no attack."""
-    broken = result.worst_case.broken_by
-    return [right and by is None for right, by in zip(clean_outcomes(result), broken, strict=True)]

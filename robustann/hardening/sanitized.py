@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from robustann.attacks import MM, PGD, Attack, Square
-from robustann.attacks.base import at_least
+from robustann.attacks.base import Access, at_least
 from robustann.attacks.engine import check_classes, predict_logits, run
 from robustann.attacks.transfer import transfer
 from robustann.auditing import chosen_samples
+from robustann.auditing.shown import Shown
 from robustann.data import ImageData, Split, tensor_split
-from robustann.defenses.sanitizers import Sanitized, Sanitizer
+from robustann.defenses.sanitizers import InputCheck, Sanitized, Sanitizer
 from robustann.errors import UsageError
 from robustann.metrics import wilson_interval
 from robustann.progress import Advance, progress_bar
@@ -28,7 +29,8 @@ from robustann.threat import ThreatModel
 # A gain of so little is none, however many samples were measured.
 _NO_GAIN = 0.02
 # Averages over fewer draws hang on luck, and with them every success and failure.
-_LEAST_DRAWS = 20
+LEAST_DRAWS = 20
+_PAPER = "https://arxiv.org/abs/1802.00420"
 
 _CASCADE: tuple[Attack, ...] = (
     MM(),
@@ -37,6 +39,14 @@ _CASCADE: tuple[Attack, ...] = (
 )
 
 WayName = Literal["transfer", "identity", "gradient", "eot", "score"]
+Verdict = Literal["useless", "helps", "untested", "no claim"]
+_ACCESS: dict[WayName, Access] = {
+    "transfer": "none",
+    "identity": "white-box",
+    "gradient": "white-box",
+    "eot": "white-box",
+    "score": "score",
+}
 _WORDS: dict[WayName, str] = {
     "transfer": "does not know of the sanitizers: images crafted on the bare model",
     "identity": "passes gradients over the sanitizers as if they were not there (BPDA)",
@@ -92,9 +102,7 @@ class SanitizedResult(_Value):
     counts only where no attacker breaks it. ``broken_by`` names the first that did; None where
     none did, or where ``clean_correct`` is false.
 
-    ``verdict``: ``useless``, the minimum is within the bare model's interval or 2 points of it, or
-    below; ``helps``, it is higher; ``untested``, the attacks leave the bare model within 2 points
-    of its clean accuracy, so there was nothing to defend.
+    ``verdict``: see :func:`judged`.
     """
 
     sanitizers: tuple[SanitizerFacts, ...]
@@ -104,7 +112,7 @@ class SanitizedResult(_Value):
     draws: int
     robust_accuracy: Number
     interval: Interval
-    verdict: Literal["useless", "helps", "untested"]
+    verdict: Verdict
     bare_robust_accuracy: Number
     bare_interval: Interval
     clean_accuracy: Number
@@ -124,14 +132,8 @@ class SanitizedResult(_Value):
     def words(self) -> str:
         """The result in sentences, the minimum first."""
         names = ", ".join(part.label for part in self.sanitizers)
-        compared = f"against {_percent(self.bare_robust_accuracy)} of the bare model"
-        verdict = {
-            "useless": f"Useless against an adaptive attacker: no gain {compared}.",
-            "helps": f"More than chance {compared}.",
-            "untested": "Untested: these attacks hardly harm the bare model "
-            f"({_percent(self.bare_robust_accuracy)}); choose a larger eps.",
-        }[self.verdict]
-        judged = f" Judged on the mean of {self.draws} draws." if self.draws > 1 else ""
+        verdict = in_words(self.verdict, self.bare_robust_accuracy)
+        rule = f" Judged on the mean of {self.draws} draws." if self.draws > 1 else ""
         ways = "; ".join(
             f"{way.name}, who {way.words}: {_percent(way.robust_accuracy)}" for way in self.ways
         )
@@ -140,11 +142,52 @@ class SanitizedResult(_Value):
             f"{_percent(self.interval.low)} to {_percent(self.interval.high)}) behind {names}: the "
             f"minimum for each of {self.n} samples over five attackers. {verdict} Clean accuracy "
             f"{_percent(self.clean_accuracy)} with, {_percent(self.bare_clean_accuracy)} without."
-            f"{judged} {self.threat.words} By attacker: {ways}."
+            f"{rule} {self.threat.words} By attacker: {ways}."
         )
 
     def __str__(self) -> str:
         return self.words
+
+
+def judged(
+    sanitizers: Sequence[Sanitizer],
+    *,
+    robust: float,
+    bare: float,
+    bare_high: float,
+    bare_clean: float,
+) -> Verdict:
+    """What sanitizers are worth against attacks, from the minimum over all attackers.
+
+    ``no claim``, they only refuse what is no image; ``untested``, the attacks leave the bare model
+    within 2 points of its clean accuracy, so there was nothing to defend; ``useless``, the minimum
+    is within the bare model's interval or 2 points of it, or below; ``helps``, it is higher.
+
+    >>> judged([InputCheck()], robust=0.1, bare=0.1, bare_high=0.2, bare_clean=0.9)
+    'no claim'
+    """
+    if all(isinstance(part, InputCheck) for part in sanitizers):
+        return "no claim"
+    if bare_clean - bare <= _NO_GAIN:
+        return "untested"
+    return "useless" if robust <= max(bare + _NO_GAIN, bare_high) else "helps"
+
+
+def in_words(verdict: Verdict, bare: float) -> str:
+    """A verdict as a sentence, beside the robust accuracy of the bare model.
+
+    >>> in_words("useless", 0.5)
+    'Useless against an adaptive attacker: no clear gain against 50.0 % of the bare model.'
+    """
+    of = f"{_percent(bare)} of the bare model"
+    return {
+        "useless": f"Useless against an adaptive attacker: no clear gain against {of}.",
+        "helps": f"More than chance against {of}.",
+        "untested": f"Untested: these attacks hardly harm the bare model ({_percent(bare)}); "
+        "choose a larger eps.",
+        "no claim": "Claims nothing against adversarial images, which are valid ones: it refuses "
+        f"what is no image. Beside it, {of}.",
+    }[verdict]
 
 
 def measure_sanitizer(
@@ -155,7 +198,7 @@ def measure_sanitizer(
     *,
     seed: int = 0,
     max_samples: int | None = None,
-    draws: int = 20,
+    draws: int = LEAST_DRAWS,
     attacks: Sequence[Attack] = _CASCADE,
     queries: int = 1000,
     batch_size: int = 256,
@@ -203,6 +246,39 @@ def measure_sanitizer(
     >>> result.robust_accuracy <= min(way.robust_accuracy for way in result.ways)
     True
     """
+    return attack_sanitizer(
+        model,
+        sanitizers,
+        data,
+        threat,
+        seed=seed,
+        max_samples=max_samples,
+        draws=draws,
+        attacks=attacks,
+        queries=queries,
+        batch_size=batch_size,
+        progress=progress,
+    )[0]
+
+
+def attack_sanitizer(
+    model: nn.Module,
+    sanitizers: Sanitizer | Sequence[Sanitizer],
+    data: ImageData | Split | tuple[Any, Any],
+    threat: ThreatModel,
+    *,
+    seed: int = 0,
+    max_samples: int | None = None,
+    draws: int = LEAST_DRAWS,
+    attacks: Sequence[Attack] = _CASCADE,
+    queries: int = 1000,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> tuple[SanitizedResult, tuple[Shown, ...]]:
+    """:func:`measure_sanitizer`, with the images that each attacker found, for an audit to judge.
+
+    An attacker who is the same as another one has none of his own.
+    """
     parts = (sanitizers,) if isinstance(sanitizers, Sanitizer) else tuple(sanitizers)
     defended = Sanitized(model, *parts)
     _check(threat, attacks, draws, max_samples, batch_size)
@@ -227,7 +303,31 @@ def measure_sanitizer(
             batch = (split.images(part).cpu(), split.labels[part], part)
             batches.append(_measure(model, defended, bare, asked, batch, threat, seed, advance))
     columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-    return _result(parts, threat, positions, seed, asked, columns)
+    found = tuple(_shown(name, columns, positions) for name in asked)
+    return _result(parts, threat, positions, seed, asked, columns), found
+
+
+def _shown(name: WayName, columns: dict[str, Tensor], positions: Tensor) -> Shown:
+    attempted = columns["correct"]
+    return Shown(
+        name=shown_as(name),
+        access=_ACCESS[name],
+        paper=_PAPER,
+        attempted=positions[attempted],
+        forwards=columns[f"{name}.forwards"][attempted],
+        backwards=columns[f"{name}.backwards"][attempted],
+        found=positions[columns[f"{name}.success"]],
+        images=columns[f"{name}.images"],
+    )
+
+
+def shown_as(name: str) -> str:
+    """What a kind of attacker is called among the attacks of an audit.
+
+    >>> shown_as("gradient")
+    'sanitizer: gradient'
+    """
+    return f"sanitizer: {name}"
 
 
 @dataclass(frozen=True)
@@ -284,7 +384,7 @@ def _check(
         )
     for one in attacks:
         one.check(threat)
-    at_least("draws", draws, _LEAST_DRAWS)
+    at_least("draws", draws, LEAST_DRAWS)
     at_least("batch_size", batch_size, 1)
     if max_samples is not None:
         at_least("max_samples", max_samples, 1)
@@ -368,7 +468,13 @@ def _cascade(
         best[rows], margins[rows] = result.adversarial, result.margin
         forwards[rows] += result.forwards * asked.shown
         backwards[rows] += result.backwards
-    return {"success": success, "forwards": forwards, "backwards": backwards}
+    return {
+        "success": success,
+        "forwards": forwards,
+        "backwards": backwards,
+        # Of the broken alone: those of all, five times, would fill the memory.
+        "images": best[success],
+    }
 
 
 def _result(
@@ -409,11 +515,9 @@ def _result(
     bare, bare_interval = _rate(columns["bare.correct"] & ~columns["bare.success"])
     clean, clean_interval = _rate(correct)
     bare_clean, bare_clean_interval = _rate(columns["bare.correct"])
-    verdict: Literal["useless", "helps", "untested"] = "helps"
-    if bare_clean - bare <= _NO_GAIN:
-        verdict = "untested"
-    elif robust <= max(bare + _NO_GAIN, bare_interval.high):
-        verdict = "useless"
+    verdict = judged(
+        parts, robust=robust, bare=bare, bare_high=bare_interval.high, bare_clean=bare_clean
+    )
     return SanitizedResult(
         sanitizers=tuple(
             SanitizerFacts(
