@@ -16,6 +16,7 @@ from robustann.cli.options import (
     seed_option,
     share,
 )
+from robustann.cli.training_options import training_config, training_options
 
 
 @click.command()
@@ -33,34 +34,7 @@ from robustann.cli.options import (
     metavar="FILE",
     help="The model file to write.  [default: runs/DATA-ARCH/model.safetensors]",
 )
-@click.option("--epochs", type=int, help="Passes over the training part.  [default: by the data]")
-@click.option("--batch-size", type=int, help="Images a step.  [default: 128]")
-@click.option(
-    "--lr", type=float, help="Peak learning rate of the one-cycle schedule.  [default: 0.1]"
-)
-@click.option("--momentum", type=float, help="Nesterov momentum of SGD.  [default: 0.9]")
-@click.option("--clip", type=float, help="Largest norm of the gradient.  [default: no limit]")
-@click.option("--weight-decay", type=float, help="L2 penalty on the weights.  [default: 0.0005]")
-@click.option(
-    "--label-smoothing",
-    type=float,
-    help="Share of the target spread over all classes.  [default: 0.05]",
-)
-@click.option(
-    "--ema",
-    type=float,
-    help="Decay of the moving average of the weights; 0 is off.  [default: 0.99]",
-)
-@click.option(
-    "--patience", type=int, help="Stop after so many epochs without improvement.  [default: never]"
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bf16"]),
-    help="bf16: autocast.  [default: float32]",
-)
-@click.option("--channels-last", is_flag=True, default=None, help="Memory format of convolutions.")
-@click.option("--compile", is_flag=True, default=None, help="Train through torch.compile.")
+@training_options
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
 @seed_option
 @device_option
@@ -73,6 +47,7 @@ def train(
     arch: str,
     out: Path | None,
     resume: bool,
+    seed: int,
     device: str | None,
     quiet: bool,
     **settings: Any,
@@ -91,7 +66,7 @@ def train(
     from robustann.training import TrainConfig
     from robustann.training import train as run
 
-    config = TrainConfig(**{key: value for key, value in settings.items() if value is not None})
+    config = training_config(settings, seed) or TrainConfig(seed=seed)
     if out is None:
         name = "".join(c if c.isalnum() or c == "-" else "-" for c in f"{data_spec}-{arch}")
         out = Path("runs", name, "model.safetensors")
