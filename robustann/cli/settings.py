@@ -32,6 +32,7 @@ PLACES = {
     "input_size": ("model", "input_size"),
     "model_sha256": ("model", "sha256"),
     "smoothing": ("model", "smoothing"),
+    "sanitize": ("model", "sanitize"),
     "device": ("model", "device"),
     "data_spec": ("data", "name"),
     "data_root": ("data", "root"),
@@ -99,6 +100,9 @@ audit_options = combine(
     click.option("--smoothing", type=click.FloatRange(min=0, min_open=True), metavar="SIGMA",
                  help="Audit the smoothed classifier: what the model says most often under "
                  "Gaussian noise of this standard deviation."),
+    click.option("--sanitize", multiple=True, metavar="NAME[:OPTION=VALUE,...]",
+                 help="Audit the model behind this sanitizer, which the attacker knows; can be "
+                 "repeated, in the order in which images pass. For example jpeg:quality=75."),
     _file("--output-dir", "output_dir", "FOLDER",
           "For results.json, samples.csv, report.html and summary.json.  "
           "[default: runs/audit-MODEL]"),

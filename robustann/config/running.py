@@ -20,7 +20,9 @@ from robustann.config.drops import (
 )
 from robustann.config.reading import Job, Settings
 from robustann.data import ImageData
+from robustann.defenses.sanitizers import Sanitized, parse_sanitizer
 from robustann.errors import RobustannError, UsageError
+from robustann.hardening.sanitized import LEAST_DRAWS
 from robustann.outputs import (
     Audited,
     Verdict,
@@ -130,6 +132,7 @@ class Run:
                     progress=progress,
                     command=command,
                     state=place / "unfinished",
+                    draws=self._draws,
                     notify=lambda message, prefix=prefix: notify(f"{prefix}{message}"),  # type: ignore[misc]
                 )
                 result = self._decided(job, result, notify)
@@ -161,10 +164,22 @@ class Run:
         return verdict
 
     def _model(self, model: nn.Module, name: str) -> tuple[nn.Module, str]:
+        sanitize = self.settings.values.model.sanitize or ()
+        if sanitize:
+            # The attacker knows the sanitizers: gradients through them, or through stand-ins.
+            parts = map(parse_sanitizer, sanitize)
+            model = Sanitized(model, *parts).seen_through("surrogate").eval()
+            name = f"{name} behind {', '.join(sanitize)}"
         sigma = self.settings.values.model.smoothing
         if sigma is None:
             return model, name
         return Smoothed(model, sigma), f"{name}, smoothed with sigma {sigma:g}"
+
+    @property
+    def _draws(self) -> int:
+        """Forwards to average: sanitizers that draw are known to, whether or not checks look."""
+        parts = [parse_sanitizer(one) for one in self.settings.values.model.sanitize or ()]
+        return 1 if all(part.deterministic for part in parts) else LEAST_DRAWS
 
     def _decided(self, job: Job, result: AuditResult, notify: Callable[[str], None]) -> AuditResult:
         """The result with its gates, and with where its configuration came from."""

@@ -24,6 +24,7 @@ from pydantic import (
 from robustann.attacks import parse_attack
 from robustann.auditing import get_preset
 from robustann.auditing.gates import METRICS, check_metric, check_points, check_share
+from robustann.defenses.sanitizers import parse_sanitizer
 from robustann.errors import UsageError
 from robustann.threat import NORMS, Norm, ThreatModel
 
@@ -86,6 +87,14 @@ def _attacks(value: object) -> object:
         for one in value:
             if isinstance(one, str):
                 parse_attack(one)
+    return value
+
+
+def _sanitizers(value: object) -> object:
+    if isinstance(value, list):
+        for one in value:
+            if isinstance(one, str):
+                parse_sanitizer(one)
     return value
 
 
@@ -232,6 +241,10 @@ class ModelSection(_Section):
     """Refuse a file with another SHA-256."""
     smoothing: Annotated[float, Field(gt=0)] | None = None
     """Audit the smoothed classifier, under Gaussian noise of this standard deviation."""
+    sanitize: Annotated[list[_Text], Field(min_length=1), BeforeValidator(_sanitizers)] | None = (
+        None
+    )
+    """Audit the model behind these sanitizers, in the order in which images pass them."""
     device: _Text | None = None
     """cuda, mps or cpu; the fastest there is by default."""
 

@@ -70,6 +70,8 @@ path = "model.safetensors"
 # sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 # Audit the smoothed classifier, under Gaussian noise of this standard deviation.
 # smoothing = 0.25
+# Audit the model behind sanitizers, which the attacker knows.
+# sanitize = ["jpeg:quality=75"]
 # device = "cpu"
 
 [data]
