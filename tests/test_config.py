@@ -144,7 +144,7 @@ def test_weights_are_measured_once(run, write):
 
 def test_a_stopped_run_has_the_first_threat_model_still(run, write, monkeypatch):
     write(TWO)
-    arguments = ["audit", "--config", "audit.toml", "--output-dir", "out"]
+    arguments = ["audit", "--config", "audit.toml", "--output-dir", "out", "--batch-size=16"]
     genuine, begun = Passes.first, []
 
     def stopping(self, *rest):
