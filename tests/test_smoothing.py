@@ -11,7 +11,7 @@ from torch import nn
 
 import robustann as ra
 from robustann.attacks import MM, PGD
-from robustann.attacks.engine import run
+from robustann.attacks.engine import craft, predict_logits, run
 from robustann.certificates import (
     Smoothed,
     certified_radius,
@@ -191,6 +191,25 @@ def test_the_smoothed_module_is_the_mean_over_noise():
     # Fresh noise each time.
     once = Smoothed(model, 0.25, draws=1)
     assert not torch.equal(once(x), once(x))
+
+
+def test_what_is_crafted_does_not_hang_on_the_batch(noisy_model, digits):
+    """The engine seeds each call alike; a row's noise must not depend on its place."""
+    x, labels = digits.test.images(slice(0, 40)), digits.test.labels[:40]
+    smoothed, threat = Smoothed(noisy_model, 0.25, draws=4), ThreatModel("l2", 0.6)
+    attack, found = PGD(steps=5, loss="margin"), []
+    for split in ([range(40)], [range(7), range(7, 40)], [range(20, 40), range(20)]):
+        crafted, logits = torch.zeros_like(x), torch.zeros(40, 10)
+        for rows in map(torch.tensor, split):
+            random = SampleRandom.create(0, rows)
+            crafted[rows] = craft(attack, smoothed, x[rows], labels[rows], threat, random=random)
+            logits[rows] = predict_logits(smoothed, crafted[rows], draws=2)
+        found.append((crafted, logits))
+    fallen = found[0][1].argmax(1) != labels
+    assert 5 < int(fallen.sum()) < 35
+    for crafted, logits in found[1:]:
+        assert torch.equal(crafted, found[0][0])
+        assert torch.equal(logits, found[0][1])
 
 
 def test_noise_training_prepares_for_noise(model, digits):

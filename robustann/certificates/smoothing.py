@@ -246,7 +246,9 @@ class Smoothed(nn.Module):
     """The smoothed classifier, roughly and differentiably: to be attacked, not to certify.
 
     Each forward draws fresh noise from PyTorch's global random numbers, so attacks should average
-    over several (``draws`` of :func:`robustann.attacks.engine.run`: EOT). The mean of softmax
+    over several (``draws`` of :func:`robustann.attacks.engine.run`: EOT). The images of a forward
+    share its noise, so that what is found out about one does not hang on the others; the noise of
+    a certificate is each image's own. The mean of softmax
     outputs, returned as its logarithm, follows Salman et al. (NeurIPS 2019,
     https://arxiv.org/abs/1906.04584).
 
@@ -278,8 +280,11 @@ class Smoothed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K), or the logarithm of mean probabilities."""
-        noisy = images.repeat(self.draws, *(1,) * (images.dim() - 1))
-        noisy = noisy + self.sigma * torch.randn_like(noisy)
+        # The same for all images of a call: noise of their own would hang on their places in it.
+        noise = torch.randn(
+            self.draws, 1, *images.shape[1:], dtype=images.dtype, device=images.device
+        )
+        noisy = (images + self.sigma * noise).flatten(0, 1)
         logits: Tensor = self.model(noisy).view(self.draws, len(images), -1)
         if self.mean_of == "logits":
             return logits.mean(0)
