@@ -18,9 +18,7 @@ from torch import Tensor
 from robustann import files
 from robustann.errors import ModelError, UsageError
 from robustann.models.classifier import ImageClassifier, ModelSpec, Origin
-from robustann.models.fitting import align, count_classes
-from robustann.models.fitting import check_finite as check_finite
-from robustann.models.fitting import check_state as check_state
+from robustann.models.fitting import align, check_finite, check_state, count_classes
 from robustann.models.registry import (
     build,
     check_logits,
