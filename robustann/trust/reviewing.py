@@ -13,8 +13,9 @@ from robustann.trust.checks import CHECKS, conclude, not_run
 
 # How unlikely a difference must be by chance to count: several checks ask on every audit.
 _CHANCE = 0.01
-# Gradient steps that an attack takes at the least to mean anything.
-_CLIMB = 10
+# Gradient steps under which a sample that stands has not been attacked in earnest: about three
+# starts, or three classes, of a short attack.
+_CLIMB = 40
 # Of all attacked samples, what a search from a gradient attack's images may add: it is part white
 # box, and on robust models adds a few points as a matter of course.
 _HYBRID = 0.1
@@ -116,7 +117,7 @@ def budget_cut(
 
     >>> budget_cut([3, 5, None, None], [3, 5, 10, 10], [1, 2, 5, 5], 10).verdict
     'fail'
-    >>> budget_cut([3, None], [3, 40], [1, 20], 100).verdict
+    >>> budget_cut([3, None], [3, 90], [1, 45], 100).verdict
     'pass'
     """
     name = "budget-cut"
