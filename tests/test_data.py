@@ -172,7 +172,7 @@ def test_a_bare_folder_is_explained(tmp_path: Path) -> None:
 
 
 def test_image_size_elsewhere_is_refused() -> None:
-    with pytest.raises(UsageError, match="imagefolder:PATH alone"):
+    with pytest.raises(UsageError, match="image files alone"):
         load_data("digits", image_size=32)
 
 

@@ -34,13 +34,13 @@ def combine(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 data_options = combine(
     click.option("--data", "data_spec", default="digits", show_default=True, metavar="NAME",
-                 help="digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:PATH, or "
-                 "pkg.module:factory (your own code)."),
+                 help="digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:PATH, "
+                 "npz:FILE, csv:FILE, datasets:FOLDER, or pkg.module:factory (your own code)."),
     click.option("--data-root", type=click.Path(path_type=Path), metavar="FOLDER",
                  help="Where datasets are kept.  [default: $ROBUSTANN_DATA, else data]"),
     click.option("--download", is_flag=True, help="Fetch the dataset if it is not there."),
     click.option("--image-size", type=click.IntRange(min=1), metavar="PIXELS",
-                 help="Resize and crop the images of an image folder to this size."),
+                 help="Resize and crop image files to this size."),
 )  # fmt: skip
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from robustann.data.arrays import tensor_split
 from robustann.data.augmentation import Augmentation
-from robustann.data.loading import DATASETS, ImageData, from_arrays, load_data, runs_code
+from robustann.data.loading import (
+    DATASETS,
+    ImageData,
+    from_arrays,
+    from_dataset,
+    load_data,
+    runs_code,
+)
 from robustann.data.splits import Split, StreamSplit, TensorSplit
 
 __all__ = [
@@ -15,6 +22,7 @@ __all__ = [
     "StreamSplit",
     "TensorSplit",
     "from_arrays",
+    "from_dataset",
     "load_data",
     "runs_code",
     "tensor_split",

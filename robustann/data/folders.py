@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _SAMPLED = 512
-_LARGEST_KEPT = 128
-_DEFAULT_SIZE = 224
+LARGEST_KEPT = 128
+DEFAULT_SIZE = 224
 
 
 def load_folder(
@@ -106,6 +106,17 @@ def pixels(image: Image, *, grey: bool) -> Tensor:
     return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
 
 
+def fitted_pixels(image: Image, shape: tuple[int, int, int]) -> Tensor:
+    """uint8 (C, H, W) of ``shape`` from a PIL image: resized to cover it, then cropped.
+
+    >>> from PIL import Image
+    >>> fitted_pixels(Image.new("L", (4, 2), 7), (3, 2, 2)).shape
+    torch.Size([3, 2, 2])
+    """
+    channels, height, width = shape
+    return pixels(_fitted(_in_mode(image, channels == 1), height, width), grey=channels == 1)
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Decodes file ``i`` to uint8 (C, H, W)."""
@@ -117,11 +128,9 @@ class _Reader:
         from PIL import Image
 
         path = self.files[index]
-        channels, height, width = self.shape
         try:
             with Image.open(path) as opened:
-                image = _fitted(_in_mode(opened, channels == 1), height, width)
-                return pixels(image, grey=channels == 1)
+                return fitted_pixels(opened, self.shape)
         # Pillow's decoders raise what they like: OSError, SyntaxError, ValueError, struct.error.
         except Exception as error:
             raise DataError(
@@ -204,10 +213,10 @@ def image_shape(
                 f"{type(error).__name__}: {error}; repair or remove the file"
             ) from error
     channels = 1 if grey else 3
-    if image_size is None and len(sizes) == 1 and max(next(iter(sizes))) <= _LARGEST_KEPT:
+    if image_size is None and len(sizes) == 1 and max(next(iter(sizes))) <= LARGEST_KEPT:
         width, height = sizes.pop()
         return channels, height, width
-    size = image_size or usual_size or _DEFAULT_SIZE
+    size = image_size or usual_size or DEFAULT_SIZE
     return channels, size, size
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from robustann.data.arrays import check_images, check_labels, tensor_split
 from robustann.data.augmentation import Augmentation
+from robustann.data.files import load_disk_dataset, load_manifest, load_npz
+from robustann.data.folders import load_folder
 from robustann.data.splits import Split, StreamSplit, TensorSplit, fits_in_memory
 from robustann.errors import DataError, UsageError, unknown_name
 from robustann.factory import call_factory, is_factory
@@ -26,6 +28,9 @@ DATASETS: dict[str, str] = {
     "cifar10": "32x32 colour objects, 10 classes, 50,000 + 10,000 images",
     "cifar100": "32x32 colour objects, 100 classes, 50,000 + 10,000 images",
     "imagefolder:PATH": "your images: PATH/train/CLASS/ and PATH/test/CLASS/, or PATH/CLASS/",
+    "npz:FILE": "arrays images (N, C, H, W) and labels; or train_images, train_labels, test_...",
+    "csv:FILE": "columns path, label and, if there, split; paths from the file's folder",
+    "datasets:FOLDER": "what Hugging Face's save_to_disk wrote; extra datasets",
     "pkg.module:factory": "your function, which returns the images and labels",
 }
 
@@ -35,7 +40,8 @@ _TEST_FRACTION = 0.2
 _VALIDATION_FRACTION = 0.1
 
 # What a path follows, which may look like a factory.
-_PATH_PREFIXES = ("imagefolder", "npz", "csv", "datasets")
+_IMAGE_FILES = {"imagefolder": load_folder, "csv": load_manifest, "datasets": load_disk_dataset}
+_PATH_PREFIXES = ("npz", *_IMAGE_FILES)
 
 _TORCHVISION = {
     "mnist": ("MNIST", Augmentation()),
@@ -127,13 +133,15 @@ def load_data(
     Args:
         spec: a name in :data:`DATASETS`. ``imagefolder:PATH`` takes PATH/train with PATH/test
             (or PATH/val, which is the validation part where both are there), or PATH with one
-            folder a class. ``pkg.module:factory`` returns an :class:`ImageData`, or a dict with
-            ``train`` and ``test``, each an (x, y) pair or a PyTorch Dataset of (image, label),
+            folder a class. ``npz:FILE``, ``csv:FILE`` and ``datasets:FOLDER`` are told in
+            :mod:`robustann.data.files`. ``pkg.module:factory`` returns an :class:`ImageData`, or a
+            dict with ``train`` and ``test``, each an (x, y) pair or a PyTorch Dataset of (image,
+            label),
             and if it likes ``validation``, ``class_names`` and ``augmentation``.
         root: where MNIST, Fashion-MNIST and CIFAR lie; default: the environment variable
             ``ROBUSTANN_DATA``, else ``data``.
         download: fetch those into ``root`` where they are absent.
-        image_size: side in pixels that an image folder is resized and cropped to; default: as
+        image_size: side in pixels that image files are resized and cropped to; default: as
             they are where all have one size of at most 128 pixels, else the usual size.
         usual_size: that side, such as what a model takes; 224 where None.
 
@@ -145,11 +153,13 @@ def load_data(
     >>> len(data.train), len(data.validation), len(data.test)
     (1293, 144, 360)
     """
-    from robustann.data.folders import load_folder
-
     prefix, colon, rest = spec.partition(":")
-    if colon and prefix == "imagefolder":
-        parts, names = load_folder(Path(rest).expanduser(), image_size, usual_size)
+    path = Path(rest).expanduser()
+    if colon and prefix == "npz" and image_size is None:
+        parts, names = load_npz(path)
+        return _in_three(spec, parts, names, Augmentation())
+    if colon and prefix in _IMAGE_FILES:
+        parts, names = _IMAGE_FILES[prefix](path, image_size, usual_size)
         shape = parts["train"].shape
         side = min(shape[1:])
         # A shift of 4 pixels suits 32x32; smaller images bear less.
@@ -157,7 +167,8 @@ def load_data(
         return _in_three(spec, parts, names, Augmentation(pad=pad, flip=True))
     if image_size is not None:
         raise UsageError(
-            f"image_size {image_size} applies to imagefolder:PATH alone, got '{spec}'; leave it out"
+            f"image_size {image_size} applies to image files alone "
+            f"({':PATH, '.join(_IMAGE_FILES)}:PATH), got '{spec}'; leave it out"
         )
     if spec == "digits":
         return _digits()
@@ -355,7 +366,7 @@ def _user_part(where: str, part: Any, num_classes: int | None) -> Split:
         if isinstance(part, (tuple, list)) and len(part) == 2:
             return tensor_split(part[0], part[1], num_classes=num_classes)
         if hasattr(part, "__getitem__") and hasattr(part, "__len__") and len(part):
-            return _from_dataset(part, num_classes)
+            return from_dataset(part, num_classes)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     raise DataError(
@@ -364,8 +375,20 @@ def _user_part(where: str, part: Any, num_classes: int | None) -> Split:
     )
 
 
-def _from_dataset(dataset: Any, num_classes: int | None) -> Split:
-    """A map-style PyTorch Dataset, read once if that fits in memory."""
+def from_dataset(dataset: Any, num_classes: int | None = None) -> Split:
+    """A map-style PyTorch Dataset of (image, label), read once if that fits in memory.
+
+    Args:
+        dataset: images are tensors or arrays (C, H, W), uint8 or float in [0, 1], or PIL images.
+        num_classes: labels must be below it, where given.
+
+    Raises:
+        DataError: an item is something else; the message names it.
+
+    >>> dataset = torch.utils.data.TensorDataset(torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 0]))
+    >>> len(from_dataset(dataset))
+    3
+    """
 
     def item(index: int) -> tuple[Tensor, int]:
         try:

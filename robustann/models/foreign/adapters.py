@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustann.errors import ModelError, UsageError
+from robustann.errors import ModelError
 from robustann.models.classifier import ModelSpec, Normalize
-
-
-def need(module: str, extra: str) -> ModuleType:
-    """Import a module that comes with an extra.
-
-    Raises:
-        UsageError: it is not installed; the message names the extra.
-
-    >>> need("no_such_module", "onnx")
-    Traceback (most recent call last):
-    robustann.errors.UsageError: this needs 'no_such_module', which is not installed; install it
-    with: pip install 'robustann[onnx]'
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and (error.name or "") == module
-        why = "is not installed" if missing else f"cannot be imported ({error})"
-        raise UsageError(
-            f"this needs '{module}', which {why}; install it with: pip install 'robustann[{extra}]'"
-        ) from error
 
 
 @dataclass(frozen=True)

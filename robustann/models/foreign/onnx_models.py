@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from robustann.errors import ModelError, RefusedError, UsageError
-from robustann.models.foreign.adapters import Carried, FixedBatch, Network, need
+from robustann.extras import need
+from robustann.models.foreign.adapters import Carried, FixedBatch, Network
 from robustann.models.sniffing import read_once
 
 # Of the spread of the logits: kernels of two libraries round differently.
 _TOLERANCE = 1e-3
 _CHECKED = 16
+# Versions of the operators that converters know best.
+_CONVERTIBLE = (17, 13)
 _MAX_PROTOBUF = 2**31 - 1
 
 
@@ -85,6 +88,7 @@ def open_onnx(path: Path, content: bytes) -> Network:
         ModelError: it is damaged, or no image classifier.
     """
     onnx = need("onnx", "onnx")
+    need("onnx.version_converter", "onnx")
     need("onnxruntime", "onnx")
     sha = hashlib.sha256(content)
     try:
@@ -114,13 +118,13 @@ def open_onnx(path: Path, content: bytes) -> Network:
     )
 
     def choose(images: Tensor) -> tuple[nn.Module, tuple[str, ...]]:
-        return _choose(model, box, batch, images)
+        return _choose(onnx, model, box, batch, images)
 
     return Network(box, "ONNX", carried, sha256=sha.hexdigest(), replace=choose)
 
 
 def _choose(
-    model: Any, box: nn.Module, batch: int | None, images: Tensor
+    onnx: Any, model: Any, box: nn.Module, batch: int | None, images: Tensor
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The PyTorch network if there is one that agrees on these images, else the black box."""
     alone = (
@@ -131,18 +135,23 @@ def _choose(
         onnx2torch = need("onnx2torch", "onnx")
     except UsageError as error:
         return box, (f"ONNX: {error}; until then {alone}",)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            net: nn.Module = onnx2torch.convert(model).float().eval()
-        if batch is not None:
-            net = FixedBatch(net, batch)
-        with torch.no_grad():
-            ours, theirs = net(images[:_CHECKED]), box(images[:_CHECKED])
-    # Whatever a converter raises for an operator it does not know.
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return box, (f"ONNX: onnx2torch cannot convert it ({lines[0][:200]}); {alone}",)
+    reasons = []
+    for version in (None, *_CONVERTIBLE):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                net = onnx2torch.convert(_prepared(onnx, model, version)).float().eval()
+            if batch is not None:
+                net = FixedBatch(net, batch)
+            with torch.no_grad():
+                ours, theirs = net(images[:_CHECKED]), box(images[:_CHECKED])
+            break
+        # Whatever a converter raises for an operator that it does not know.
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reasons.append(lines[0][:200])
+    else:
+        return box, (f"ONNX: onnx2torch cannot convert it ({reasons[0]}); {alone}",)
     if not isinstance(ours, Tensor) or ours.shape != theirs.shape:
         return box, (f"ONNX: what onnx2torch made of it has another output; {alone}",)
     spread = float((theirs.amax(1) - theirs.amin(1)).median())
@@ -156,6 +165,38 @@ def _choose(
         f"ONNX: converted by onnx2torch, which agrees with onnxruntime on {len(ours)} images of "
         f"the data (largest difference {change:.1g} of the outputs' spread)",
     )
+
+
+def _prepared(onnx: Any, model: Any, version: int | None) -> Any:
+    """A copy without Identity nodes, its operators of the given version.
+
+    Exporters put an Identity where two layers share a weight, which converters do not expect.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    if version is not None:
+        made = onnx.version_converter.convert_version(made, version)
+    graph = made.graph
+    kept = {value.name for value in graph.output}
+    same: dict[str, str] = {}
+    nodes = []
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = same.get(name, name)
+        if node.op_type == "Identity" and not node.domain and node.output[0] not in kept:
+            same[node.output[0]] = node.input[0]
+        else:
+            nodes.append(node)
+    inner = any(attribute.g.node or attribute.graphs for node in nodes
+                for attribute in node.attribute)  # fmt: skip
+    # Graphs inside nodes may use the names that would be gone.
+    if same and not inner:
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+        return made
+    made.CopyFrom(model)
+    return made if version is None else onnx.version_converter.convert_version(made, version)
 
 
 def _tensors(graph: Any) -> Iterator[Any]:

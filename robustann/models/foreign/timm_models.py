@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from robustann.errors import ModelError, RefusedError, UsageError, unknown_name
-from robustann.models.foreign.adapters import Carried, need
+from robustann.extras import need
+from robustann.models.foreign.adapters import Carried
 from robustann.models.sniffing import read_once
 
 _MAX_CONFIG = 16 * 2**20

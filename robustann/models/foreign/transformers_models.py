@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustann.errors import ModelError, RefusedError, UsageError
-from robustann.models.foreign.adapters import Carried, Network, need
+from robustann.extras import need
+from robustann.models.foreign.adapters import Carried, Network
 from robustann.models.foreign.timm_models import numbers_of, read_json
 
 _WEIGHTS = "model.safetensors"
@@ -111,8 +112,10 @@ def _made(
             f"expected an image classifier of transformers in '{folder}', got the model type "
             f"{kind!r}; a timm model is named timm:FOLDER"
         )
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    told_by = transformers.logging
+    level, bar = told_by.get_verbosity(), told_by.is_progress_bar_enabled()
+    told_by.set_verbosity_error()
+    told_by.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -131,7 +134,9 @@ def _made(
             f"{str(error)[:300]}); save it again with save_pretrained"
         ) from error
     finally:
-        transformers.logging.set_verbosity(level)
+        told_by.set_verbosity(level)
+        if bar:
+            told_by.enable_progress_bar()
     problems = [
         f"{len(keys)} {what}: {', '.join(map(str, sorted(map(str, keys))[:3]))}"
         for what, keys in (
