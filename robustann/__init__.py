@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         UniformNoise,
     )
     from robustann.data import ImageData, from_arrays, load_data, tensor_split
-    from robustann.errors import DataError, ModelError, RobustannError, UsageError
+    from robustann.errors import DataError, ModelError, RefusedError, RobustannError, UsageError
     from robustann.hardening import HardenResult
     from robustann.models import create_model, load_model, save_model
     from robustann.results import AuditResult
@@ -49,6 +49,7 @@ __all__ = [
     "HardenResult",
     "ImageData",
     "ModelError",
+    "RefusedError",
     "RobustannError",
     "Square",
     "ThreatModel",
@@ -85,7 +86,13 @@ _HOMES = {
         "UniformNoise",
     ),
     "robustann.data": ("ImageData", "from_arrays", "load_data", "tensor_split"),
-    "robustann.errors": ("DataError", "ModelError", "RobustannError", "UsageError"),
+    "robustann.errors": (
+        "DataError",
+        "ModelError",
+        "RefusedError",
+        "RobustannError",
+        "UsageError",
+    ),
     "robustann.hardening": ("HardenResult",),
     "robustann.models": ("create_model", "load_model", "save_model"),
     "robustann.results": ("AuditResult",),
