@@ -167,7 +167,11 @@ def untrained(model: nn.Module, data: ImageData) -> bool:
     count = min(len(split), _LOOKED_AT)
     chosen, right = torch.arange(count) * len(split) // count, 0
     for part in chosen.split(256):  # type: ignore[no-untyped-call]
-        logits = predict_logits(model, split.images(part).cpu())
+        try:
+            logits = predict_logits(model, split.images(part).cpu())
+        except RuntimeError:
+            # It does not fit the images; the audit says so, and what to do.
+            return False
         right += int((logits.argmax(1) == split.labels[part]).sum())
     chance = 1 / data.num_classes
     return wilson_interval(right, count)[0] <= chance + _LUCK * (1 - chance)
