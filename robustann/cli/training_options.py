@@ -35,16 +35,16 @@ training_options = combine(
                  help="Passes over the training part.  [default: by the data]"),
     click.option("--batch-size", type=int, help="Images a step of training.  [default: 128]"),
     click.option("--lr", type=float,
-                 help="Peak learning rate of the one-cycle schedule.  [default: by what trains, "
-                 "0.1 for plain training]"),
+                 help="Peak learning rate of the one-cycle schedule; a defense has its own.  "
+                 "[default: 0.1]"),
     click.option("--momentum", type=float, help="Nesterov momentum of SGD.  [default: 0.9]"),
     click.option("--clip", type=float,
                  help="Largest norm of the gradient.  [default: no limit]"),
     click.option("--weight-decay", type=float,
                  help="L2 penalty on the weights.  [default: 0.0005]"),
     click.option("--label-smoothing", type=float,
-                 help="Share of the target spread over all classes.  [default: 0.05, in a defense "
-                 "its own]"),
+                 help="Share of the target spread over all classes; a defense has its own.  "
+                 "[default: 0.05]"),
     click.option("--ema", type=float,
                  help="Decay of the moving average of the weights; 0 is off.  [default: 0.99]"),
     click.option("--patience", type=int,
