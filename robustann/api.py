@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,12 +20,18 @@ from robustann.attacks import Attack, AttackResult, parse_attack
 from robustann.attacks import engine as _engine
 from robustann.auditing import Audit, AuditConfig
 from robustann.auditing import forget as _forget
-from robustann.data import ImageData, Split, from_arrays, tensor_split
+from robustann.data import (
+    ImageData,
+    Split,
+    from_arrays,
+    from_dataset,
+    renumbering,
+    tensor_split,
+)
 from robustann.errors import UsageError, unknown_name
 from robustann.hardening import HardenResult
 from robustann.hardening.harden import harden as _harden
 from robustann.hardening.planning import check_kinds
-from robustann.models import ImageClassifier
 from robustann.reports.explain import explain as _explain
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
@@ -90,7 +97,7 @@ def attack(
 
 def audit(
     model: nn.Module,
-    data: ImageData | Split | tuple[Any, Any],
+    data: Any,
     threat: ThreatModel,
     preset: str = "standard",
     *,
@@ -116,8 +123,9 @@ def audit(
 
     Args:
         model: maps images in [0, 1] to logits. It is left exactly as it was.
-        data: a dataset of :func:`robustann.load_data` (its test part is used), one part of it, or
-            a pair of images (N, C, H, W) in [0, 1] and N integer labels.
+        data: a dataset of :func:`robustann.load_data` (its test part is used), one part of it, a
+            PyTorch Dataset of (image, label), or a pair of images (N, C, H, W) in [0, 1] and N
+            integer labels. Classes are matched by name where model and data both have names.
         threat: what the attacker may do; untargeted.
         preset: ``quick``, ``standard``, ``thorough`` or ``autoattack``: which attacks, how much
             effort.
@@ -140,7 +148,7 @@ def audit(
             bounds through the layers; in l2 by smoothing, of a model wrapped as
             ``robustann.certificates.Smoothed(model, sigma)``. Refused at once where nothing can be
             proven.
-        class_names: for data that brings none.
+        class_names: of the model's outputs, in their order, where it does not say.
         state: folder for the batches that are done. Stopped, even killed, the audit goes on from
             there when it is called again with the same arguments; the folder is removed at the
             end.
@@ -326,28 +334,46 @@ def _one_seed(seed: int | None, training: TrainConfig | None) -> int:
 
 
 def _resolve(
-    model: nn.Module, data: ImageData | Split | tuple[Any, Any], names: Sequence[str] | None
+    model: nn.Module, data: Any, names: Sequence[str] | None
 ) -> tuple[Split, Sequence[str], str]:
     """The part to audit, the class names, and what to call the data."""
+    own: Sequence[str] | None = getattr(getattr(model, "spec", None), "class_names", None)
     if isinstance(data, ImageData):
-        return data.test, names or data.class_names, data.name
+        return _in_order(data.test, data.class_names, names or own, data.name)
     if isinstance(data, Split):
         split = data
     elif isinstance(data, (tuple, list)) and len(data) == 2:
         split = tensor_split(*data)
+    elif isinstance(data, torch.utils.data.Dataset):
+        split = from_dataset(data)
+        classes = getattr(data, "classes", None)
+        if classes and all(isinstance(name, str) for name in classes):
+            return _in_order(split, classes, names or own, type(data).__name__)
     else:
         raise UsageError(
-            "expected data as the result of load_data, one part of it, or a pair (images, "
-            f"labels), got {type(data).__name__}; build a pair of tensors"
+            "expected data as the result of load_data, one part of it, a PyTorch Dataset, or a "
+            f"pair (images, labels), got {type(data).__name__}; build a pair of tensors"
         )
+    names = names or own
     if names is None:
-        if isinstance(model, ImageClassifier):
-            names = model.spec.class_names
-        else:
-            logits: Tensor = _engine.predict_logits(model, split.images([0]))
-            names = [str(number) for number in range(logits.shape[1])]
+        logits: Tensor = _engine.predict_logits(model, split.images([0]))
+        names = [str(number) for number in range(logits.shape[1])]
     return split, names, "images"
 
 
+def _in_order(
+    split: Split, theirs: Sequence[str], names: Sequence[str] | None, called: str
+) -> tuple[Split, Sequence[str], str]:
+    """The part with its classes numbered as the model's are."""
+    if names is None:
+        return split, theirs, called
+    numbers, chosen, told = renumbering(theirs, names)
+    if numbers is None:
+        return split, chosen, called
+    warnings.warn(told, stacklevel=4)
+    return split.relabelled(numbers[split.labels]), chosen, called
+
+
 def _name(model: nn.Module) -> str:
-    return model.spec.arch if isinstance(model, ImageClassifier) else type(model).__name__
+    arch = getattr(getattr(model, "spec", None), "arch", None)
+    return type(model).__name__ if arch is None else str(arch)

@@ -12,6 +12,7 @@ from robustann.data.loading import (
     load_data,
     runs_code,
 )
+from robustann.data.matching import in_order_of, renumbering
 from robustann.data.splits import Split, StreamSplit, TensorSplit
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "TensorSplit",
     "from_arrays",
     "from_dataset",
+    "in_order_of",
     "load_data",
+    "renumbering",
     "runs_code",
     "tensor_split",
 ]

@@ -136,8 +136,7 @@ def load_data(
             folder a class. ``npz:FILE``, ``csv:FILE`` and ``datasets:FOLDER`` are told in
             :mod:`robustann.data.files`. ``pkg.module:factory`` returns an :class:`ImageData`, or a
             dict with ``train`` and ``test``, each an (x, y) pair or a PyTorch Dataset of (image,
-            label),
-            and if it likes ``validation``, ``class_names`` and ``augmentation``.
+            label), and if it likes ``validation``, ``class_names`` and ``augmentation``.
         root: where MNIST, Fashion-MNIST and CIFAR lie; default: the environment variable
             ``ROBUSTANN_DATA``, else ``data``.
         download: fetch those into ``root`` where they are absent.

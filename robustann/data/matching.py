@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from robustann.data.loading import ImageData
-from robustann.data.splits import Split
 from robustann.errors import DataError
 
 _SHOWN = 5
@@ -45,7 +44,31 @@ def in_order_of(
     """
     if class_names is None:
         return data, ()
-    theirs, ours = tuple(class_names), data.class_names
+    numbers, names, told = renumbering(data.class_names, class_names)
+    if numbers is None:
+        return replace(data, class_names=names), ()
+    train, validation, test = (
+        split.relabelled(numbers[split.labels])
+        for split in (data.train, data.validation, data.test)
+    )
+    matched = replace(data, train=train, validation=validation, test=test, class_names=names)
+    return matched, (told,)
+
+
+def renumbering(
+    data_names: Sequence[str], model_names: Sequence[str]
+) -> tuple[Tensor | None, tuple[str, ...], str]:
+    """The model's number of each class of the data, the names to use, and what is to be told.
+
+    The numbers are None where they stay as they are.
+
+    Raises:
+        DataError: classes that the model does not have, or another number of them.
+
+    >>> renumbering(["cat", "dog"], ["Dog", "bird", "Cat"])[0]
+    tensor([2, 0])
+    """
+    ours, theirs = tuple(data_names), tuple(model_names)
     if _numbered(theirs) or _numbered(ours):
         if len(theirs) != len(ours):
             raise DataError(
@@ -54,9 +77,9 @@ def in_order_of(
                 "or choose data that belong to the model"
             )
         if _numbered(theirs) and not _numbered(ours):
-            return data, ()
+            return None, ours, ""
         # The data's labels are numbers; the model knows what they mean.
-        return replace(data, class_names=theirs), ()
+        return None, theirs, ""
     place = {_key(name): number for number, name in enumerate(theirs)}
     if len(place) < len(theirs):
         place = {name: number for number, name in enumerate(theirs)}
@@ -80,14 +103,7 @@ def in_order_of(
         )
     numbers = torch.tensor([place[key] for key in wanted])
     if len(ours) == len(theirs) and numbers.equal(torch.arange(len(ours))):
-        return replace(data, class_names=theirs), ()
-    matched = replace(
-        data,
-        train=_renumbered(data.train, numbers),
-        validation=_renumbered(data.validation, numbers),
-        test=_renumbered(data.test, numbers),
-        class_names=theirs,
-    )
+        return None, theirs, ""
     if len(ours) < len(theirs):
         told = (
             f"classes: the data have {len(ours)} of the model's {len(theirs)}; the labels were "
@@ -101,11 +117,7 @@ def in_order_of(
             f"({', '.join(theirs[shown])} instead of {', '.join(ours[shown])}); the labels were "
             "renumbered by name"
         )
-    return matched, (told,)
-
-
-def _renumbered(split: Split, numbers: Tensor) -> Split:
-    return split.relabelled(numbers[split.labels])
+    return numbers, theirs, told
 
 
 def _numbered(names: Sequence[str]) -> bool:
