@@ -11,7 +11,7 @@ the place of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -119,12 +119,7 @@ def frozen(model: nn.Module, seed: int) -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        # Not torch.manual_seed: it takes no larger numbers, and seeds devices not forked here.
-        number = stable_hash("model", seed)
-        torch.default_generator.manual_seed(number)
-        for device in devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(number)
+        _seed_model(devices, stable_hash("model", seed))
         try:
             model.eval()
             for parameter, _ in grads:
@@ -182,7 +177,9 @@ def predict_logits(
     with frozen(model, seed), torch.no_grad():
         for batch in x.split(batch_size):  # type: ignore[no-untyped-call]
             rows = _aligned_rows(len(batch)).to(device)
-            part = _mean_logits(model, batch.to(device)[rows], draws)[: len(batch)]
+            # The same draws for each batch: how many there are must not matter.
+            with _own_draws(device, "predict", seed):
+                part = _mean_logits(model, batch.to(device)[rows], draws)[: len(batch)]
             parts.append(part.cpu())
     logits = torch.cat(parts)
     bad = int((~logits.isfinite()).any(1).sum())
@@ -192,6 +189,23 @@ def predict_logits(
             "check the weights and the normalisation"
         )
     return logits
+
+
+@contextmanager
+def _own_draws(device: torch.device, *names: str | int) -> Iterator[None]:
+    """Random numbers of the model that are these names' alone; the global stream goes on after."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        _seed_model(devices, stable_hash(*names))
+        yield
+
+
+def _seed_model(devices: Iterable[torch.device], number: int) -> None:
+    # Not torch.manual_seed: it takes no larger numbers, and seeds devices not forked here.
+    torch.default_generator.manual_seed(number)
+    for device in devices:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)
 
 
 def _mean_logits(model: nn.Module, x: Tensor, draws: int) -> Tensor:
@@ -249,6 +263,8 @@ class Oracle:
         self._classes = -1
         self._minimum_norm = minimum_norm
         self._draws = draws
+        # Images judged so far, in steps: the same for every batch.
+        self._looks = 0
         self._rows = rows
         self._standing = torch.arange(len(rows), device=x.device) < count
         # Best image so far of each row; flushed into ``_kept`` when the row leaves.
@@ -370,6 +386,7 @@ class Oracle:
     def _judge(self, x: Tensor) -> None:
         if not self._judging:
             return
+        self._looks += 1
         best, standing = self._best, self._standing
         best["forwards"] += standing * self._draws
         prediction, fallen, gap = self._outcome(x, self.logits, self.labels)
@@ -424,7 +441,9 @@ class Oracle:
         found = claimed.nonzero().squeeze(1)
         rows = found[_aligned_rows(len(found)).to(found.device)]
         images = self.region.select(rows).project(x[rows])
-        with torch.no_grad():
+        # Whether anything is confirmed hangs on the batch; what a randomised model draws next must
+        # not.
+        with torch.no_grad(), _own_draws(images.device, "confirm", self.random.seed, self._looks):
             logits = _mean_logits(self._model, images, self._draws)
         again, holds, margins = self._outcome(images, logits, self.labels[rows])
         x, prediction, fallen, gap = x.clone(), prediction.clone(), fallen.clone(), gap.clone()

@@ -65,6 +65,7 @@ class WeightGuard(BaseModel):
             buffers.
 
     >>> layer = nn.Linear(2, 1)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[-1.0, 1.0]]))
     >>> guard = WeightGuard.record(layer)
     >>> _ = layer.weight.data.view(-1)[0].fill_(1e30)
     >>> guard.repair(layer).tensors, layer.weight[0, 0].item()

@@ -1149,3 +1149,36 @@ def test_predict_logits() -> None:
         predict_logits(Returns(lambda z: z * math.nan), x)
     with pytest.raises(DataError):
         predict_logits(model, x * 2)
+
+
+class SharedNoise(nn.Module):
+    """Randomised, with one draw for all images of a call."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x + 0.1 * torch.randn_like(x[:1]))
+
+
+def test_a_randomised_model_answers_the_same_whatever_the_batch():
+    torch.manual_seed(0)
+    model = SharedNoise(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
+    x = torch.rand(20, 1, 4, 4)
+    labels = predict_logits(model, x).argmax(1)
+    whole = predict_logits(model, x, batch_size=20)
+    assert torch.equal(predict_logits(model, x, batch_size=3), whole)
+    threat = ThreatModel("linf", 0.15)
+
+    def attacked(rows: torch.Tensor):
+        return run(
+            PGD(steps=6), model, x[rows], labels[rows], threat,
+            random=SampleRandom.create(0, rows), draws=2,
+        )  # fmt: skip
+
+    together = attacked(torch.arange(20))
+    apart = [attacked(rows) for rows in torch.arange(20).split(7)]
+    assert 0 < together.success.sum() < 20
+    assert torch.equal(torch.cat([part.adversarial for part in apart]), together.adversarial)
+    assert torch.equal(torch.cat([part.success for part in apart]), together.success)

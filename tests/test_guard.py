@@ -114,6 +114,8 @@ def test_flags_stay_and_gradients_pass_as_before() -> None:
 
 def test_tied_weights_are_repaired() -> None:
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    # Zero lies between them.
+    first.weight.data.copy_(torch.tensor([[-1.0, 1.0], [0.5, -0.5]]))
     second.weight = first.weight
     model = nn.Sequential(first, second)
     guard = WeightGuard.record(model)
