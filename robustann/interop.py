@@ -5,6 +5,7 @@ Everything here takes and gives modules that map images (N, C, H, W) in [0, 1] t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -105,7 +106,6 @@ def from_foolbox(model: Any) -> nn.Module:
     Traceback (most recent call last):
     robustann.errors.UsageError: expected a foolbox.PyTorchModel, got str; ...
     """
-    net = getattr(model, "_model", None)
     bounds = getattr(model, "bounds", None)
     if not callable(model) or bounds is None:
         raise UsageError(
@@ -113,9 +113,16 @@ def from_foolbox(model: Any) -> nn.Module:
             "use from_callable"
         )
     low, high = bounds
-    return FromFoolbox(
-        model, (float(low), float(high)), net if isinstance(net, nn.Module) else None
-    ).eval()
+    return FromFoolbox(model, (float(low), float(high)), _held_by(model)).eval()
+
+
+def _held_by(model: Any) -> nn.Module | None:
+    """The module inside a foolbox model, which keeps it in a closure."""
+    function = getattr(model, "_model", None)
+    if not inspect.isfunction(function):
+        return None
+    held = inspect.getclosurevars(function).nonlocals.get("model")
+    return held if isinstance(held, nn.Module) else None
 
 
 def to_foolbox(model: nn.Module, *, device: str | torch.device | None = None) -> Any:
@@ -172,8 +179,8 @@ def from_art(classifier: Any) -> nn.Module:
             f"expected a classifier of ART, got {type(classifier).__name__}; for any other "
             "function use from_callable"
         )
-    clip = classifier.clip_values
-    low, high = (torch.tensor(np.asarray(v, dtype=np.float32)) for v in clip or (0.0, 1.0))
+    clip = (0.0, 1.0) if classifier.clip_values is None else classifier.clip_values
+    low, high = (torch.tensor(np.asarray(value, dtype=np.float32)) for value in clip)
     net = getattr(classifier, "model", None)
     steps = list(getattr(classifier, "preprocessing_operations", None) or [])
     known = [step for step in steps if type(step).__name__.startswith("StandardisationMeanStd")]
