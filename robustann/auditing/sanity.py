@@ -117,12 +117,12 @@ def advise(
             "(--class-names), another image size (--input-size), weights that were never loaded"
         )
     better = _tried(model, images[:_TRIED], labels[:_TRIED], right[:_TRIED], mean, std, seed)
-    order = None if better is not None else _order(predicted, labels, classes, share)
+    order = _order(predicted, labels, classes, share)
     layer = None if _plain(mean, std) else _own_layer(model, images.shape[1])
-    if better is not None:
-        found.append(better)
-    elif order is not None:
-        found.append(order)
+    explained = [one for one in (better, order) if one is not None]
+    if explained:
+        # Whichever makes more images right.
+        found.append(max(explained)[1])
     elif layer is not None:
         found.append(
             f"the network seems to normalise by itself (its part '{layer}'), and mean and std are "
@@ -155,11 +155,12 @@ def _tried(
     mean: Tensor,
     std: Tensor,
     seed: int,
-) -> str | None:
-    """The common normalisation that suits the model far better than its own, if there is one."""
+) -> tuple[float, str] | None:
+    """What share of the images is right with a common normalisation that suits the model far
+    better than its own, and which; None if there is none."""
     from scipy.stats import binomtest
 
-    best, words = 0, None
+    best, found = 0, None
     now = int(right.sum())
     for habit in _HABITS:
         if len(habit.mean) > 1 and images.shape[1] != len(habit.mean):
@@ -181,16 +182,20 @@ def _tried(
             if _plain(other_mean, other_std)
             else ""
         )
-        words = (
-            f"with {habit.words} the model gets {_percent(int(hit.sum()) / len(hit))} of "
-            f"{len(hit)} images right instead of {_percent(now / len(hit))}: it was probably "
-            f"trained so.{twice} Try {habit.option}"
+        share = int(hit.sum()) / len(hit)
+        found = (
+            share,
+            f"with {habit.words} the model gets {_percent(share)} of {len(hit)} right "
+            f"instead of {_percent(now / len(hit))}: it was probably trained so.{twice} Try "
+            f"{habit.option}",
         )
-    return words
+    return found
 
 
-def _order(predicted: Tensor, labels: Tensor, classes: int, share: float) -> str | None:
-    """Whether the model would be right if its classes were in another order."""
+def _order(
+    predicted: Tensor, labels: Tensor, classes: int, share: float
+) -> tuple[float, str] | None:
+    """What share would be right if the classes were in another order, if that is much more."""
     from scipy.optimize import linear_sum_assignment
 
     # With few images a class any model could be made right.
@@ -205,10 +210,11 @@ def _order(predicted: Tensor, labels: Tensor, classes: int, share: float) -> str
     first = next(i for i, (row, column) in enumerate(zip(rows, columns, strict=True))
                  if row != column)  # fmt: skip
     return (
+        matched,
         "the classes are probably in another order: renumbered, the model gets "
         f"{_percent(matched)} of {len(labels)} images right instead of {_percent(share)} (its "
         f"output {int(rows[first])} goes with class {int(columns[first])} of the data). Name its "
-        "outputs in their order with --class-names"
+        "outputs in their order with --class-names",
     )
 
 

@@ -52,7 +52,7 @@ def load_npz(path: Path) -> Parts:
     """
     _check_file(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(
                     f"expected a .npz archive in '{path}', got one array; write it with "
