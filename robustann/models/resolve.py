@@ -182,7 +182,15 @@ def _from_factory(request: ModelRequest, data: Data) -> Network:
             f"expected '{factory}' to return a torch.nn.Module that gives logits, "
             f"got {type(net).__name__}; return the network"
         )
-    return Network(net, factory, Carried(factory), notes=(f"{factory} is code, which was run",))
+    carried = Carried(factory)
+    notes: tuple[str, ...] = (f"{factory} is code, which was run",)
+    spec = getattr(net, "spec", None)
+    if isinstance(spec, ModelSpec):
+        carried = replace(
+            carried, size=spec.shape[1:], channels=spec.shape[0], class_names=spec.class_names
+        )
+        notes = (*notes, "it is a model of robustann, which normalises by itself")
+    return Network(net, factory, carried, notes=notes)
 
 
 def _timm_folder(request: ModelRequest, data: Data) -> Resolved:
@@ -273,16 +281,16 @@ def _finished(network: Network, request: ModelRequest, data: Data) -> Resolved:
     """A network with what it needs around it."""
     carried = network.carried
     known = data(_side(request, carried))
-    channels = carried.channels or known.shape[0]
-    size = request.input_size or carried.size or known.shape[1:]
-    shape = (channels, int(size[0]), int(size[1]))
-    notes: tuple[str, ...] = ()
     names = request.class_names or carried.class_names
-    spec, told = _spec(network.arch, carried, request, shape, names or known.class_names)
     net = network.net
     images = known.test.images(slice(0, _IMAGES)).cpu()
+    channels = _channels(net, carried, request, known)
+    carried = replace(carried, channels=channels)
+    spec, told = _spec(network.arch, carried, request, known.shape, names or known.class_names)
+    shape = spec.shape
     model = ForeignClassifier(net, spec, network.sha256).eval()
     outputs = _outputs(model, images, spec)
+    notes: tuple[str, ...] = ()
     if network.replace is not None:
         with torch.no_grad():
             net, notes = network.replace(model.normalize(model.fit(images)))
@@ -308,6 +316,23 @@ def _finished(network: Network, request: ModelRequest, data: Data) -> Resolved:
         ),
         network.sha256,
     )
+
+
+def _channels(net: nn.Module, carried: Carried, request: ModelRequest, known: Known) -> int:
+    """How many channels the network takes: what its file says, else what it does not fail on."""
+    told = carried.channels or max(len(request.mean or ()), len(request.std or ()))
+    if told > 1 or carried.channels:
+        return told
+    channels = known.shape[0]
+    if channels == 1:
+        size = request.input_size or carried.size or known.shape[1:]
+        try:
+            with torch.no_grad():
+                net.eval()(torch.zeros(1, 1, *size))
+        # Whatever a network for colour images raises.
+        except Exception:
+            return 3
+    return channels
 
 
 def _outputs(model: nn.Module, images: Tensor, spec: ModelSpec) -> int:
