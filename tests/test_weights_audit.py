@@ -346,7 +346,8 @@ def test_what_docs_print_runs(
     assert [command[1] for command in commands] == ["audit", "seal", "verify"]
     for command in commands:
         code, out, err = run(*command[1:])
-        assert (code, err) == (0, ""), command
+        told = [line for line in err.splitlines() if not line.startswith("normalisation:")]
+        assert (code, told) == (0, []), command
         if command[1] == "audit":
             assert re.search(
                 r"^weights in 8 bits, 1 % of them wrong: error [\d.]+ % in the mean, [\d.]+ % in "
