@@ -614,8 +614,14 @@ class AuditResult(_Value):
 
     @property
     def believable(self) -> bool:
-        """Whether no trust check failed without a remedy; False also where none was made."""
-        return bool(self.findings) and not unresolved(self.findings)
+        """Whether no trust check failed without a remedy.
+
+        False also where none was made, or fewer than half could be: what nobody looked at is not
+        known. A robust accuracy of 0 needs fewer, for nothing can be lower.
+        """
+        made = sum(one.verdict != "not run" for one in self.findings)
+        enough = 2 * made >= len(self.findings) or self.robust_accuracy == 0
+        return made > 0 and enough and not unresolved(self.findings)
 
     @property
     def propagations(self) -> int:

@@ -256,6 +256,15 @@ def test_class_counts_and_norms(norm, classes):
     assert len(result.class_names) == classes
 
 
+def test_what_hardly_any_check_looked_at_is_not_believed(result):
+    findings = result.findings
+    assert findings
+    unknown = [one.model_copy(update={"verdict": "not run", "value": None}) for one in findings]
+    few = result.model_copy(update={"findings": (*findings[:2], *unknown[2:])})
+    assert result.believable
+    assert not few.believable
+
+
 def test_wrong_use_says_what_to_do(model, digits):
     pair = digits.test.images([0, 1]), digits.test.labels[:2]
     with pytest.raises(ra.UsageError, match="did you mean 'quick'"):

@@ -55,7 +55,9 @@ def verdict(result: AuditResult) -> str:
     for finding in result.findings:
         if finding.remedy is not None:
             lines += ["", f"{finding.check}: {finding.remedy}"]
-    if result.findings and not open_questions:
+    if result.findings and not open_questions and not result.believable:
+        lines += ["", "too few checks of the evaluation could be made to believe it"]
+    elif result.findings and not open_questions:
         made = sum(finding.verdict != "not run" for finding in result.findings)
         lines += ["", f"{made} checks of the evaluation itself found nothing against it"]
     return "\n".join([*lines, ""])
