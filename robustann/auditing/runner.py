@@ -28,6 +28,7 @@ from robustann.auditing.passes import Passes
 from robustann.auditing.presets import AuditConfig, Stage, get_preset, labelled
 from robustann.auditing.remedies import Plan, answered, plan
 from robustann.auditing.rows import Batch, Cases
+from robustann.auditing.sanity import advise
 from robustann.auditing.shown import Shown
 from robustann.auditing.summary import summarize
 from robustann.auditing.weights import effort_of, measure_weights, weight_propagations
@@ -51,6 +52,10 @@ _TRUST_PROPAGATIONS = 800
 _RANDOMISED_BATCH, _KEPT_BATCH = 64, 256
 # Samples that the check by search goes to at the least, where there are so many.
 _LEAST_CHECKED = 32
+
+
+def _silent(message: str) -> None:
+    """Who tells nobody."""
 
 
 Explainer = Callable[[nn.Module, Cases, Sequence[str], int], Explanation]
@@ -143,7 +148,7 @@ class Audit:
         progress: bool = False,
         command: str = "",
         state: Path | None = None,
-        notify: Callable[[str], None] = lambda message: None,
+        notify: Callable[[str], None] = _silent,
         draws: int = 1,
         shown: Sequence[Shown] = (),
     ) -> AuditResult:
@@ -160,7 +165,8 @@ class Audit:
             state: folder for the batches that are done. What the same audit left there when it was
                 stopped is taken up; what another audit left is left alone. It stays at the end, for
                 callers who save the result first: see :func:`robustann.auditing.forget`.
-            notify: told in words when a stopped audit is taken up.
+            notify: told in words when a stopped audit is taken up, and when the model looks as if
+                images reached it in another form than in training.
             draws: forwards averaged for each answer at the least; for a model that is known to be
                 randomised, as without trust checks nobody looks.
             shown: what attackers outside the audit found. It is judged as everything else is, and
@@ -176,6 +182,9 @@ class Audit:
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         _check_fit(model, split, class_names)
         positions = self._positions(split)
+        if notify is not _silent:
+            for advice in advise(model, split, positions, seed=self.config.seed):
+                notify(advice)
         proof = None
         if self.config.certify:
             proof = prove(model, split, positions, self.config, progress=progress)
