@@ -568,7 +568,7 @@ def run(
                 oracle.forward(state["x"])
                 oracle.compact({})
         kept = oracle.finish()
-        return _verified(kept, model, x, labels, threat, attack, draws)
+        return _verified(kept, model, x, labels, threat, attack, draws, streams.seed)
 
 
 def _verified(
@@ -579,6 +579,7 @@ def _verified(
     threat: ThreatModel,
     attack: Attack,
     draws: int,
+    seed: int,
 ) -> AttackResult:
     """Judge the final image of every claimed success again, in float32, inside the region."""
     reach = threat.with_eps(threat.widest(x[0].numel())) if attack.minimum_norm else threat
@@ -591,7 +592,7 @@ def _verified(
     claimed = kept["success"].nonzero().squeeze(1)
     if len(claimed) and attack.minimum_norm:
         rows = claimed[_aligned_rows(len(claimed)).to(claimed.device)]
-        with torch.no_grad():
+        with torch.no_grad(), _own_draws(x.device, "verify", seed):
             logits = _mean_logits(model, final[rows], draws)[: len(claimed)]
         hit = logits.argmax(1) == labels[claimed]
         within = distance[claimed] <= threat.eps

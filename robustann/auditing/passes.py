@@ -171,10 +171,10 @@ class Passes:
                 self.config.threat,
                 random=self._random(batch).select(rows).fork(shown.label),
                 known_correct=True,
-                best=(batch.worst.x[rows], batch.worst.margin[rows]),
                 draws=self.plan.draws,
             )
-            self._record(batch, shown.label, rows, columns, result)
+            native = not self.plan.only_seen
+            self._record(batch, shown.label, rows, columns, result, native=native)
         spent = pending.nonzero().squeeze(1)
         for name in ("forwards", "backwards"):
             cost = getattr(shown, name)[attempted[spent]]
@@ -274,7 +274,8 @@ class Passes:
         # Seen through a part, every look at the model is two forwards: the model's and the part's.
         double = isinstance(model, SeenThrough)
         if limit is not None and double:
-            limit = (2 * limit + 2) // 3
+            # Three for a step of a forward and a backward, two for a forward alone.
+            limit = (limit + 1) // 2 if attack.cost[1] == 0 else (2 * limit + 2) // 3
 
         def attacked(places: Tensor) -> list[AttackResult]:
             some = rows[places]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -109,14 +109,15 @@ def answered(
     """
     ran = {one.label: one for one in outcomes}
     standing = sum(fell is None for fell in _last_broken(outcomes))
-    queries = [
-        one.parameters.get("queries")
+    whole = [
+        made_of
         for one in outcomes
         if one.access != "white-box" and not one.control and one.parameters.get("start") != "best"
-        and one.attempted - one.succeeded >= 0.95 * standing
+        and (made_of := _queries(one, standing, made.draws)) is not None
     ]  # fmt: skip
-    whole = [int(count) for count in queries if isinstance(count, (int, float))]
-    left_out = [one.label for one in made.searches if not _went(ran, one.label, standing)]
+    left_out = [
+        one.label for one in made.searches if not _went(ran.get(one.label), standing, made.draws)
+    ]
     beaten = any(one.check == "black-box-wins" and one.verdict == "fail" for one in findings)
     changed = []
     for one in findings:
@@ -147,9 +148,26 @@ def answered(
     return tuple(changed)
 
 
-def _went(ran: Mapping[str, AttackOutcome], label: str, standing: int) -> bool:
-    one = ran.get(label)
-    return one is not None and one.attempted - one.succeeded >= 0.95 * standing
+def _queries(outcome: AttackOutcome, standing: int, draws: int) -> int | None:
+    """Queries of a search that what it left standing faced (the median); None where it did not
+    face nearly all that stands, or was cut short."""
+    samples = outcome.samples
+    left = sorted(
+        count
+        for count, fell in zip(samples.forwards, samples.success, strict=True)
+        if count and not fell
+    )
+    planned = outcome.parameters.get("queries")
+    if not isinstance(planned, int):
+        return None
+    if not left:
+        return planned if not standing else None
+    made = min(left[len(left) // 2] // draws, planned)
+    return made if len(left) >= 0.95 * standing and made >= 0.9 * planned else None
+
+
+def _went(outcome: AttackOutcome | None, standing: int, draws: int) -> bool:
+    return outcome is not None and _queries(outcome, standing, draws) is not None
 
 
 def _last_broken(outcomes: Sequence[AttackOutcome]) -> list[str | None]:

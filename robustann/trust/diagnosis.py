@@ -415,6 +415,8 @@ def _gradient(subject: _Subject, x: Tensor, labels: Tensor) -> tuple[Tensor | No
         # It says nothing of the gradient.
         raise
     except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise
         # Such as numpy() of a tensor that requires grad: fine without a gradient, not with one.
         return None, f"the forward pass fails with one ({str(error).splitlines()[0][:200]})"
     if not loss.requires_grad:
