@@ -26,6 +26,7 @@ from robustann.attacks.noise import UniformNoise
 from robustann.attacks.pgd import PGD
 from robustann.attacks.square import Square
 from robustann.errors import UsageError, unknown_name
+from robustann.options import split_options
 from robustann.threat import parse_number
 
 __all__ = [
@@ -83,17 +84,9 @@ def parse_attack(text: str) -> Attack:
     types_of = typing.get_type_hints(attack)
     known = {field.name: types_of[field.name] for field in dataclasses.fields(attack)}
     values: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        option, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise UsageError(
-                f"expected options of {name} as name=value, got '{part}'; "
-                f"for example {name}:{next(iter(known), 'option')}=..."
-            )
+    for option, value in split_options(name, rest, next(iter(known), "option")).items():
         if option not in known:
             raise unknown_name(f"option of attack {name}", option, known)
-        if option in values:
-            raise UsageError(f"expected {option} once in '{text}', got it again; keep one")
         values[option] = _convert(f"{name}:{option}", value, known[option])
     return attack(**values)
 

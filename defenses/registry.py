@@ -19,6 +19,7 @@ from robustann.defenses.noise_training import NoiseTraining
 from robustann.defenses.sanitizers import SANITIZERS, InputCheck, Sanitizer, parse_sanitizer
 from robustann.defenses.trades import MART, TRADES
 from robustann.errors import UsageError, unknown_name
+from robustann.options import split_options
 from robustann.threat import parse_number
 
 Kind = Literal["objective", "wrapper", "sanitizer"]
@@ -301,15 +302,7 @@ def _options(
     known = _known(maker)
     own: dict[str, Any] = {}
     others: dict[str, str] = {}
-    for part in filter(None, rest.split(",")):
-        option, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise UsageError(
-                f"expected options of {name} as name=value, got '{part}'; "
-                f"for example {name}:{next(iter(known), 'option')}=..."
-            )
-        if option in own or option in others:
-            raise UsageError(f"expected {option} once in '{name}:{rest}', got it again; keep one")
+    for option, value in split_options(name, rest, next(iter(known), "option")).items():
         if option in known:
             own[option] = _converted(f"{name}:{option}", value, known[option])
         else:

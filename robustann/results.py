@@ -44,6 +44,19 @@ class Interval(_Value):
     low: Number
     high: Number
 
+    @classmethod
+    def of_rate(cls, successes: int, n: int) -> Interval:
+        """Wilson's interval of a rate.
+
+        >>> Interval.of_rate(50, 100)
+        Interval(low=0.403832, high=0.596168)
+        """
+        # Reading a result must not import torch, which the metrics do.
+        from robustann.metrics import wilson_interval
+
+        low, high = wilson_interval(successes, n)
+        return cls(low=low, high=high)
+
 
 class ClassScores(_Value):
     """Precision, recall and F1 of one class; ``support`` counts its samples."""

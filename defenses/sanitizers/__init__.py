@@ -24,6 +24,7 @@ from robustann.defenses.sanitizers.randomised import GaussianNoise, ResizePad
 from robustann.defenses.sanitizers.smoothing import GaussianBlur, Median
 from robustann.defenses.sanitizers.total_variation import TotalVariation
 from robustann.errors import UsageError, unknown_name
+from robustann.options import split_options
 from robustann.threat import parse_number
 
 __all__ = [
@@ -71,17 +72,9 @@ def parse_sanitizer(text: str) -> Sanitizer:
     hints = typing.get_type_hints(sanitizer)
     known = {field.name: hints[field.name] for field in dataclasses.fields(sanitizer)}
     values: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        option, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise UsageError(
-                f"expected options of {name} as name=value, got '{part}'; "
-                f"for example {name}:{next(iter(known), 'option')}=..."
-            )
+    for option, value in split_options(name, rest, next(iter(known), "option")).items():
         if option not in known:
             raise unknown_name(f"option of sanitizer {name}", option, known)
-        if option in values:
-            raise UsageError(f"expected {option} once in '{text}', got it again; keep one")
         values[option] = _number(f"{name}:{option}", value, known[option])
     return sanitizer(**values)
 

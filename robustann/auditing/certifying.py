@@ -24,7 +24,6 @@ from robustann.certificates.smoothing import ABSTAINED
 from robustann.data import Split
 from robustann.errors import ModelError, UsageError
 from robustann.findings import Finding
-from robustann.metrics import wilson_interval
 from robustann.progress import progress_bar
 from robustann.results import AuditResult, Certificate, CertifiedPoint, Interval
 from robustann.rng import SampleRandom
@@ -269,8 +268,7 @@ def with_proof(
         words = _smoothing_in_words(proof.smoothed, settings)
     points = []
     for level, held in proof.held.items():
-        low, high = wilson_interval(int(held.sum()), n)
-        share, span = int(held.sum()) / n, Interval(low=low, high=high)
+        share, span = int(held.sum()) / n, Interval.of_rate(int(held.sum()), n)
         points.append(CertifiedPoint(eps=level, certified_accuracy=share, interval=span))
     own = next(point for point in points if point.eps == eps)
     certificate = Certificate(

@@ -14,7 +14,7 @@ from robustann.attacks.losses import margin
 from robustann.auditing.curve import curve_levels
 from robustann.auditing.presets import AuditConfig
 from robustann.auditing.rows import Batch
-from robustann.metrics import classification_report, wilson_interval
+from robustann.metrics import classification_report
 from robustann.results import (
     AttackOutcome,
     AttackSamples,
@@ -135,7 +135,7 @@ def _outcome(
         succeeded=succeeded,
         added=added,
         success_rate=succeeded / attempted if attempted else None,
-        success_interval=_interval(succeeded, attempted) if attempted else None,
+        success_interval=Interval.of_rate(succeeded, attempted) if attempted else None,
         median_distance=float(np.median(distances)) if succeeded else None,
         forwards=int(columns["forwards"].sum()),
         backwards=int(columns["backwards"].sum()),
@@ -163,7 +163,9 @@ def _curve(
         standing = int((correct & (distance > eps)).sum())
         share = standing / len(correct)
         points.append(
-            CurvePoint(eps=eps, robust_accuracy=share, interval=_interval(standing, len(correct)))
+            CurvePoint(
+                eps=eps, robust_accuracy=share, interval=Interval.of_rate(standing, len(correct))
+            )
         )
         if eps >= audited and share <= chance:
             break
@@ -185,11 +187,6 @@ def _scores(labels: Tensor, prediction: Tensor, class_names: Sequence[str]) -> S
         ),
         confusion=report.confusion,
     )
-
-
-def _interval(successes: int, n: int) -> Interval:
-    low, high = wilson_interval(successes, n)
-    return Interval(low=low, high=high)
 
 
 def _ints(values: Tensor) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from robustann.defenses.registry import Defense
 from robustann.defenses.sanitizers import Sanitizer
 from robustann.errors import DataError
 from robustann.hardening.sanitized import SanitizedResult, Way, in_words, judged
-from robustann.metrics import wilson_interval
 from robustann.results import (
     AttackerWay,
     AuditResult,
@@ -175,12 +174,11 @@ def _way(way: Way, after: AuditResult) -> AttackerWay:
     broken = zip(way.success, after.worst_case.broken_by, strict=True)
     fell = [success and by is not None for success, by in broken]
     left = sum(right and not down for right, down in zip(clean_outcomes(after), fell, strict=True))
-    low, high = wilson_interval(left, after.n)
     return AttackerWay(
         name=way.name,
         words=way.words,
         robust_accuracy=left / after.n,
-        interval=Interval(low=low, high=high),
+        interval=Interval.of_rate(left, after.n),
     )
 
 

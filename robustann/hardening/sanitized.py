@@ -19,7 +19,6 @@ from robustann.auditing.shown import Shown
 from robustann.data import ImageData, Split, tensor_split
 from robustann.defenses.sanitizers import InputCheck, Sanitized, Sanitizer
 from robustann.errors import UsageError
-from robustann.metrics import wilson_interval
 from robustann.progress import Advance, progress_bar
 from robustann.results import Interval, Threat
 from robustann.rng import SampleRandom
@@ -560,8 +559,7 @@ def _result(
 
 
 def _rate(hits: Tensor) -> tuple[float, Interval]:
-    low, high = wilson_interval(int(hits.sum()), len(hits))
-    return float(hits.double().mean()), Interval(low=low, high=high)
+    return float(hits.double().mean()), Interval.of_rate(int(hits.sum()), len(hits))
 
 
 def _percent(share: float) -> str:
