@@ -1,0 +1,67 @@
+"""What the sections show, worked out of a result; no HTML here. One file a subject."""
+
+from __future__ import annotations
+
+from robustann.reports.views.attacks import Row, rows, spent
+from robustann.reports.views.certificate import METHODS, crossed, proven, undecided
+from robustann.reports.views.classes import (
+    MATRIX_LIMIT,
+    SHADES,
+    ClassRow,
+    Flip,
+    classes,
+    flips,
+    shade,
+    turned,
+    weakest,
+)
+from robustann.reports.views.counts import broken, correct, distance, in_255ths
+from robustann.reports.views.explanations import reading
+from robustann.reports.views.hardening import bit_errors, hardened
+from robustann.reports.views.verdict import VERDICT_RULES, VERDICTS, Verdict, verdict
+from robustann.reports.views.weights import (
+    Storage,
+    bit_error_rate,
+    bit_error_rows,
+    faults,
+    hit,
+    storages,
+)
+from robustann.reports.views.words import DEFINITIONS
+
+__all__ = [
+    "DEFINITIONS",
+    "MATRIX_LIMIT",
+    "METHODS",
+    "SHADES",
+    "VERDICTS",
+    "VERDICT_RULES",
+    "ClassRow",
+    "Flip",
+    "Row",
+    "Storage",
+    "Verdict",
+    "bit_error_rate",
+    "bit_error_rows",
+    "bit_errors",
+    "broken",
+    "classes",
+    "correct",
+    "crossed",
+    "distance",
+    "faults",
+    "flips",
+    "hardened",
+    "hit",
+    "in_255ths",
+    "proven",
+    "reading",
+    "rows",
+    "shade",
+    "spent",
+    "storages",
+    "turned",
+    "undecided",
+    "verdict",
+    "weakest",
+]
