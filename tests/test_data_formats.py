@@ -340,6 +340,18 @@ def test_a_model_that_guesses_is_told():
     assert "no better than guessing among 3 classes on 90 images" in texts[0]
 
 
+class Checked(Brightness):
+    def forward(self, x):
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError("no image")
+        return super().forward(x)
+
+
+def test_a_model_that_refuses_what_is_tried_is_none_the_worse():
+    texts = advise(Checked(), shades(), torch.arange(90))
+    assert not any("--bounds" in text for text in texts)
+
+
 def test_classes_in_another_order_are_found():
     split = shades()
     turned = split.relabelled((split.labels + 1) % 3)

@@ -169,7 +169,12 @@ def _tried(
         turned = images.flip(1) if habit.reverse else images
         # What the model's own normalisation turns into the other one.
         fed = (turned - other_mean) / other_std * std + mean
-        hit = _predict(model, fed, seed)[0] == labels
+        try:
+            hit = _predict(model, fed, seed)[0] == labels
+        except Exception:
+            # A model may check its input, with an error of any kind; what it refuses it was not
+            # trained on, and what is merely tried must not end an audit.
+            continue
         gained, lost = int((hit & ~right).sum()), int((right & ~hit).sum())
         enough = gained - lost >= _BETTER * len(images) and gained + lost > 0
         if not enough or gained - lost <= best:
