@@ -1,4 +1,5 @@
-"""A running audit on disk: one file a finished batch, so that a stop loses at most one."""
+"""What an audit has done so far, shard by shard: in memory, or in a folder that a stopped audit is
+taken up from and that several workers share."""
 
 from __future__ import annotations
 
@@ -6,30 +7,98 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from robustann.auditing.claims import Claims
 from robustann.auditing.rows import Batch
 from robustann.errors import RobustannError, UsageError
-from robustann.files import check_writable_folder
+from robustann.files import check_writable_folder, write_text
+from robustann.results import AuditResult
 from robustann.training.checkpoint import load_checkpoint, save_checkpoint
 
 _OWN_FOLDER = re.compile(r"audit-[0-9a-f]{16}")
-_OWN_FILE = re.compile(r"batch-\d{8}\.pt|lock")
+_SHARD = re.compile(r"batch-\d{8}\.(1|2|facts)\.(pt|json)")
+_OWN_FILE = re.compile(rf"{_SHARD.pattern}|plan\.json|result\.json|lock")
+
+
+class Kept(Protocol):
+    """What is kept of the shards, each known by the place of its first sample, after two passes."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other workers take part."""
+
+    def decided(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What all workers, and those that go on after a stop, must agree on: made once."""
+
+    def finished(self, start: int, through: int) -> bool:
+        """Whether the shard has been through this pass, or a later one."""
+
+    def keep(
+        self, start: int, through: int, batches: Sequence[Batch], facts: dict[str, Any]
+    ) -> None:
+        """Keep a shard that has been through a pass, in the place of what was kept before."""
+
+    def batches(self, start: int, through: int) -> list[Batch]:
+        """The shard as it was after that pass."""
+
+    def facts(self, start: int) -> dict[str, Any]:
+        """What was told of the shard after the first pass."""
+
+    def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
+        """Whether this worker has that work to itself, while the block runs."""
+
+
+@dataclass
+class InMemory:
+    """Everything in this process, where it is small."""
+
+    shared = False
+    _shards: dict[int, tuple[int, list[Batch], dict[str, Any]]] = field(default_factory=dict)
+
+    def decided(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Whatever is made."""
+        return make()
+
+    def finished(self, start: int, through: int) -> bool:
+        """Whether it was kept."""
+        return start in self._shards and self._shards[start][0] >= through
+
+    def keep(
+        self, start: int, through: int, batches: Sequence[Batch], facts: dict[str, Any]
+    ) -> None:
+        """Hold it."""
+        self._shards[start] = (through, list(batches), facts)
+
+    def batches(self, start: int, through: int) -> list[Batch]:
+        """As they were handed over."""
+        return self._shards[start][1]
+
+    def facts(self, start: int) -> dict[str, Any]:
+        """As they were handed over."""
+        return self._shards[start][2]
+
+    def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
+        """There is nobody else."""
+        return contextlib.nullcontext(True)
 
 
 @dataclass(frozen=True)
 class Partial:
-    """Where the batches of one audit are kept: in a folder of its own within ``root``.
+    """The shards of one audit on disk, in a folder of its own within ``root``.
 
     ``identity`` names, as JSON values, everything that the result depends on, and with it the
-    folder: what another audit left is neither taken up nor touched.
+    folder: what another audit left is neither taken up nor touched. The workers of a ``shared``
+    audit meet there.
     """
 
     root: Path
     identity: dict[str, Any]
+    shared: bool = False
 
     @property
     def folder(self) -> Path:
@@ -42,60 +111,150 @@ class Partial:
         return any(path != self.folder for path in _own_folders(self.root))
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep others from running the same audit into the same folder.
+    def held(self) -> Iterator[Partial]:
+        """Keep others from running the same audit into the same folder, unless all share it.
 
         Raises:
             UsageError: one does already, or the folder cannot be written.
         """
         check_writable_folder(self.folder)
-        with (self.folder / "lock").open("w", encoding="utf-8") as lock:
+        with (self.folder / "lock").open("a", encoding="utf-8") as lock:
             try:
                 import fcntl
             except ImportError:
                 # No such locks on this system.
-                yield
+                yield self
                 return
+            kind = fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except BlockingIOError as error:
                 raise UsageError(
                     f"the same audit is running already, with its state in '{self.folder}'; wait "
-                    "for it, or choose another output folder"
+                    "for it, choose another output folder, or start all that shall work on it as "
+                    "shared (--shared)"
                 ) from error
-            yield
+            except OSError:
+                # Not on every file system: workers agree through claims, which need no locks.
+                if not self.shared:
+                    raise
+            yield self
 
-    def save(self, batch: Batch) -> None:
-        """Write a batch, whole or not at all; a later pass replaces it."""
-        save_checkpoint(self._path(batch.start), batch.state(), self.identity, [])
+    @property
+    def _claims(self) -> Claims:
+        # One for all the time: it remembers what it has seen.
+        known = self.__dict__.get("_known_claims")
+        if known is None:
+            known = Claims(self.folder / "claims")
+            object.__setattr__(self, "_known_claims", known)
+        return known
 
-    def load(self) -> list[Batch]:
-        """The batches of this audit that are there, in order, up to the first that is missing.
+    def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
+        """Whether this worker has that work to itself; alone it has everything."""
+        return self._claims.claim(name) if self.shared else contextlib.nullcontext(True)
+
+    def decided(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the first worker decided."""
+        path = self.folder / "plan.json"
+        self.once("plan", path, lambda: write_text(path, json.dumps(make()) + "\n"))
+        try:
+            plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise self._damaged(path) from error
+        return plan
+
+    def once(self, name: str, path: Path, work: Callable[[], None]) -> None:
+        """Have one worker do what makes the file at ``path``; return when that is there."""
+        if self.shared:
+            self._claims.once(name, path.exists, work)
+        elif not path.exists():
+            work()
+
+    def finished(self, start: int, through: int) -> bool:
+        """Whether its file is there."""
+        return any(self._path(start, later).exists() for later in range(through, 3))
+
+    def keep(
+        self, start: int, through: int, batches: Sequence[Batch], facts: dict[str, Any]
+    ) -> None:
+        """Write the shard, whole or not at all."""
+        if through == 1:
+            # First: whoever sees the shard must find them.
+            write_text(self._facts(start), json.dumps(facts) + "\n")
+        state = {"batches": [batch.state() for batch in batches]}
+        save_checkpoint(self._path(start, through), state, self.identity, [])
+        if through > 1:
+            self._path(start, through - 1).unlink(missing_ok=True)
+
+    def batches(self, start: int, through: int) -> list[Batch]:
+        """Read the shard.
+
+        Raises:
+            RobustannError: the file is damaged.
+        """
+        path = self._path(start, through)
+        found: list[Batch] = []
+
+        def restore(state: dict[str, Any]) -> None:
+            found.extend(Batch.restored(one) for one in state["batches"])
+
+        try:
+            load_checkpoint(path, self.identity, restore)
+        except RobustannError as error:
+            raise self._damaged(path) from error
+        return found
+
+    def facts(self, start: int) -> dict[str, Any]:
+        """Read them.
+
+        Raises:
+            RobustannError: the file is damaged.
+        """
+        path = self._facts(start)
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise self._damaged(path) from error
+        return facts
+
+    def check(self, starts: Sequence[int]) -> None:
+        """Refuse a damaged state before hours of work are put on top of it.
 
         Raises:
             RobustannError: a file is damaged.
         """
-        found: list[Batch] = []
-        done = 0
-        while (path := self._path(done)).exists():
-            taken: list[Batch] = []
+        for start in starts:
+            if self.finished(start, 1):
+                self.facts(start)
+                self.batches(start, 2 if self._path(start, 2).exists() else 1)
 
-            def restore(state: dict[str, Any], to: list[Batch] = taken) -> None:
-                to.append(Batch.restored(state))
+    @property
+    def result_path(self) -> Path:
+        """Where the workers of a shared audit find its result."""
+        return self.folder / "result.json"
 
-            try:
-                load_checkpoint(path, self.identity, restore)
-            except RobustannError as error:
-                raise RobustannError(
-                    f"expected the state of a stopped audit in '{path}', got a damaged file; "
-                    f"remove the folder '{self.folder}' to start afresh"
-                ) from error
-            found += taken
-            done += len(taken[0])
-        return found
+    def result(self) -> AuditResult | None:
+        """What a shared audit came to, if it is over."""
+        return AuditResult.load(self.result_path) if self.result_path.exists() else None
 
-    def _path(self, start: int) -> Path:
-        return self.folder / f"batch-{start:08d}.pt"
+    def keep_result(self, result: AuditResult) -> None:
+        """Leave the result for the other workers, those to come too; the shards are not needed."""
+        write_text(self.result_path, result.to_json())
+        for path in self.folder.iterdir():
+            if _SHARD.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+    def _damaged(self, path: Path) -> RobustannError:
+        return RobustannError(
+            f"expected the state of a stopped audit in '{path}', got a damaged file; "
+            f"remove the folder '{self.folder}' to start afresh"
+        )
+
+    def _path(self, start: int, through: int) -> Path:
+        return self.folder / f"batch-{start:08d}.{through}.pt"
+
+    def _facts(self, start: int) -> Path:
+        return self.folder / f"batch-{start:08d}.facts.json"
 
 
 def _own_folders(root: Path) -> list[Path]:
@@ -115,6 +274,7 @@ def forget(root: Path) -> None:
         for path in folder.iterdir():
             if _OWN_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+        shutil.rmtree(folder / "claims", ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
     # Somebody else's files may be in it, or it was never made.

@@ -105,7 +105,6 @@ class Passes:
         if self.config.explain:
             self._keep(batch, x)
         batch.park((batch.worst.success & self._voted).nonzero().squeeze(1))
-        batch.finished = True
         return batch
 
     @property

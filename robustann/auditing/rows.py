@@ -88,8 +88,6 @@ class Batch:
         curve_propagations: spent on the curve alone.
         seconds: spent on each attack.
         explained: the samples to be explained, with their images.
-        finished: whether both passes are done.
-        budget: propagations that an image could cost.
     """
 
     start: int
@@ -105,8 +103,6 @@ class Batch:
     seconds: dict[str, float] = field(default_factory=dict)
     explained: list[dict[str, Tensor | str]] = field(default_factory=list)
     held: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    finished: bool = False
-    budget: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -8,36 +8,38 @@ import hashlib
 import json
 import math
 import platform
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustann.attacks.engine import check_classes, model_device, predict_logits
-from robustann.auditing.batching import find_batch_size, in_halves, is_out_of_memory, measure
+from robustann.auditing.batching import find_batch_size, is_out_of_memory, measure
 from robustann.auditing.certifying import Proof, check_provable, prove, with_proof
 from robustann.auditing.curve import DistanceStage, distance_stage
 from robustann.auditing.inner import differentiable_part
-from robustann.auditing.partial import Partial
+from robustann.auditing.partial import InMemory, Kept, Partial
 from robustann.auditing.passes import Passes
 from robustann.auditing.presets import AuditConfig, Stage, get_preset, labelled
 from robustann.auditing.remedies import Plan, answered, plan
 from robustann.auditing.rows import Batch, Cases
 from robustann.auditing.sanity import advise
+from robustann.auditing.shards import LARGEST_SHARD, Shards, shard_size
 from robustann.auditing.shown import Shown
 from robustann.auditing.summary import summarize
 from robustann.auditing.weights import effort_of, measure_weights, weight_propagations
 from robustann.certificates import Smoothed
 from robustann.data import Split
-from robustann.errors import DataError, ModelError
+from robustann.errors import DataError, ModelError, RobustannError, UsageError
 from robustann.findings import Finding
 from robustann.models import tensor_digest
-from robustann.progress import progress_bar
 from robustann.results import AuditResult, Execution, Explanation, Provenance
 from robustann.rng import SampleRandom
 from robustann.trust import budget_cut, combine, diagnose, probe, review
@@ -48,14 +50,21 @@ _SELECTION_SEED = 20_240_229
 _TRUST_IMAGES = 64
 # What their experiments cost on each at most, about.
 _TRUST_PROPAGATIONS = 800
-# Images a batch where nobody chose: of a randomised model, and of an audit that may be stopped.
-_RANDOMISED_BATCH, _KEPT_BATCH = 64, 256
+# Images a batch of a randomised model, where nobody chose.
+_RANDOMISED_BATCH = 64
+# Bytes of images that may lie in memory between the passes.
+_LARGEST_IN_MEMORY = 2**29
 # Samples that the check by search goes to at the least, where there are so many.
 _LEAST_CHECKED = 32
 
 
 def _silent(message: str) -> None:
     """Who tells nobody."""
+
+
+def _as_it_is(result: AuditResult) -> AuditResult:
+    """What is saved where nobody saves."""
+    return result
 
 
 Explainer = Callable[[nn.Module, Cases, Sequence[str], int], Explanation]
@@ -151,6 +160,8 @@ class Audit:
         notify: Callable[[str], None] = _silent,
         draws: int = 1,
         shown: Sequence[Shown] = (),
+        shared: bool = False,
+        save: Callable[[AuditResult], AuditResult] = _as_it_is,
     ) -> AuditResult:
         """Audit a model on one part of a dataset.
 
@@ -171,85 +182,148 @@ class Audit:
                 randomised, as without trust checks nobody looks.
             shown: what attackers outside the audit found. It is judged as everything else is, and
                 counts in the worst case; only in a cascade.
+            shared: whether other processes that run the same audit with the same ``state`` take
+                part. Each returns the same result. It stays in ``state``, for those that come
+                later.
+            save: called with the result before it is returned, by one process of several alone;
+                what it returns is the result.
 
         Raises:
             DataError: images or labels are unfit for this model.
             ModelError: the model's output is unfit.
-            UsageError: ``state`` cannot be written, or nothing can be certified.
+            UsageError: ``state`` cannot be written, or nothing can be certified; or ``shared``
+                without ``state``.
             RobustannError: what is in ``state`` is damaged.
         """
         begin = time.perf_counter()
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        if shared and state is None:
+            raise UsageError(
+                "expected a folder that the workers of a shared audit see, got none; give state"
+            )
         _check_fit(model, split, class_names)
         positions = self._positions(split)
         if notify is not _silent:
             for advice in advise(model, split, positions, seed=self.config.seed):
                 notify(advice)
-        proof = None
         if self.config.certify:
+            check_provable(model, split, self.config)
+        proof = None
+        if self.config.certify and not shared:
+            # At once, for what cannot be proven is refused; of several workers one does it later.
             proof = prove(model, split, positions, self.config, progress=progress)
         provenance = self._provenance(model, split, positions, model_name, data_name)
         # A fixed random subset can be explained, so that memory does not grow with the data.
         order = torch.randperm(len(positions), generator=_generator(1))
         sample = positions[order[:_TRUST_IMAGES]]
         made = self._plan(model, split, sample, draws)
-        partial = None
         with contextlib.ExitStack() as held:
+            kept: Kept = InMemory()
+            entries = len(positions) * math.prod(split.shape)
+            if state is None and 4 * entries > _LARGEST_IN_MEMORY:
+                # Between the passes images of most samples are kept.
+                state = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="robustann-")))
             if state is not None:
-                partial = self._partial(state, model, split, sample, made, provenance, shown)
-                held.enter_context(partial.held())
-            return self._run(
-                model, split, class_names, positions, order, made, proof, provenance, partial,
-                begin=begin, started=started, explainer=explainer, progress=progress,
-                command=command, notify=notify, shown=shown,
-            )  # fmt: skip
+                partial = self._partial(
+                    state, model, split, sample, made, provenance, shown, shared
+                )
+                kept = held.enter_context(partial.held())
+                if (over := partial.result()) is not None:
+                    notify("this shared audit has finished already: nothing is left to do")
+                    return over
+                if partial.others():
+                    notify(
+                        f"'{partial.root}' also holds the state of another, unfinished audit; it "
+                        "is removed when this one has finished"
+                    )
 
-    def _run(
+            shards, passes = self._divided(
+                model, split, positions, order, made, kept, begin=begin, notify=notify, shown=shown
+            )
+            if isinstance(kept, Partial) and not shared:
+                kept.check(shards.starts)
+
+            def finish(escalated: bool) -> AuditResult:
+                result = self._joined(
+                    model, split, class_names, sample, made, proof, provenance, shards, passes,
+                    escalated, begin=begin, started=started, explainer=explainer,
+                    progress=progress, command=command,
+                )  # fmt: skip
+                return save(result)
+
+            return self._through(shards, passes, finish, progress)
+
+    def _through(
+        self,
+        shards: Shards,
+        passes: Passes,
+        finish: Callable[[bool], AuditResult],
+        progress: bool,
+    ) -> AuditResult:
+        """Both passes, then what comes of them: once, whoever of several workers does it."""
+        kept = shards.kept
+        if not isinstance(kept, Partial) or not kept.shared:
+            shards.first(passes, progress)
+            escalated = shards.misled
+            shards.second(passes, escalated, progress)
+            return finish(escalated)
+        try:
+            shards.first(passes, progress)
+            escalated = shards.misled
+            shards.second(passes, escalated, progress)
+            kept.once("result", kept.result_path, lambda: kept.keep_result(finish(escalated)))
+        except RobustannError:
+            # Taken for dead, and overtaken: the shards are gone where the result is there.
+            if not kept.result_path.exists():
+                raise
+        result = kept.result()
+        if result is None:
+            raise RobustannError(
+                f"expected the result of the shared audit in '{kept.result_path}', got nothing: "
+                "was the folder removed? Run the audit again"
+            )
+        return result
+
+    def _divided(
         self,
         model: nn.Module,
         split: Split,
-        class_names: Sequence[str],
         positions: Tensor,
         order: Tensor,
         made: Plan,
-        proof: Proof | None,
-        provenance: Provenance,
-        partial: Partial | None,
+        kept: Kept,
         *,
         begin: float,
-        started: str,
-        explainer: Explainer | None,
-        progress: bool,
-        command: str,
         notify: Callable[[str], None],
         shown: Sequence[Shown],
-    ) -> AuditResult:
-        """What :meth:`run` does once everything is settled."""
-        sample = positions[order[:_TRUST_IMAGES]]
-        batches = [] if partial is None else partial.load()
-        if batches:
-            done = sum(map(len, batches))
-            notify(f"going on with a stopped audit: {done:,} of {len(positions):,} images are done")
-        if partial is not None and partial.others():
-            notify(
-                f"'{partial.root}' also holds the state of another, unfinished audit; it is "
-                "removed when this one has finished"
-            )
+    ) -> tuple[Shards, Passes]:
+        """The shards, and what is to be done with each."""
         size = self._batch_size(made.attacked, split, positions, made.gradients)
         if self.config.batch_size == "auto":
             if made.draws > 1:
                 # What a randomised model answers hangs on the batch: not on how fast it was today.
                 size = _RANDOMISED_BATCH
-            elif partial is not None:
+            elif isinstance(kept, Partial):
                 # A stop loses a batch.
-                size = min(size, _KEPT_BATCH)
+                size = min(size, LARGEST_SHARD)
         distances = self._distance_stage(split, made.gradients)
-        budget = self.config.budget
-        if self.config.minutes is not None:
-            budget = batches[0].budget if batches else None
-            if budget is None:
+
+        def decide() -> dict[str, Any]:
+            budget = self.config.budget
+            if self.config.minutes is not None:
                 spent = time.perf_counter() - begin
                 budget = self._affordable(made, split, positions, size, distances, spent)
+            fixed = self.config.batch_size != "auto" or made.draws > 1
+            shard = size
+            if kept.shared:
+                shard = shard_size(len(positions), size, keeps_batches=fixed)
+            return {"shard": shard, "budget": budget}
+
+        decided = kept.decided(decide)
+        shards = Shards(kept, positions, decided["shard"], size)
+        if done := shards.done(1):
+            verb = "joining an" if kept.shared else "going on with a stopped"
+            notify(f"{verb} audit: {done:,} of {len(positions):,} images are done")
         check = made.fitting(self._checks(len(positions)))
         escalation = made.fitting(self.config.escalation)
         stages = labelled((*made.stages, *check, *escalation))
@@ -263,17 +337,38 @@ class Audit:
             shown=shown,
             escalation=stages[main + checks :],
             distances=distances,
-            budget=budget,
+            budget=decided["budget"],
             candidates=frozenset(positions[order[: self.preset.explained]].tolist()),
         )
-        self._first(passes, positions, size, batches, partial, progress)
-        escalate = any(bool(b.attacks[label]["success"].any()) for b in batches
-                       for label, _ in passes.check)  # fmt: skip
-        self._second(passes, batches, escalate, partial, progress)
-        ran = [*passes.stages, *passes.check, *(passes.escalation if escalate else ())]
+        return shards, passes
+
+    def _joined(
+        self,
+        model: nn.Module,
+        split: Split,
+        class_names: Sequence[str],
+        sample: Tensor,
+        made: Plan,
+        proof: Proof | None,
+        provenance: Provenance,
+        shards: Shards,
+        passes: Passes,
+        escalated: bool,
+        *,
+        begin: float,
+        started: str,
+        explainer: Explainer | None,
+        progress: bool,
+        command: str,
+    ) -> AuditResult:
+        """The result, when all shards are through both passes."""
+        positions, batches = shards.positions, shards.all()
+        ran = [*passes.stages, *passes.check, *(passes.escalation if escalated else ())]
         attacks = [(label, stage.attack) for label, stage in ran]
         # In the order in which they ran.
-        attacks[main + checks : main + checks] = [(one.label, one) for one in shown]
+        place = len(passes.stages) + len(passes.check)
+        attacks[place:place] = [(one.label, one) for one in passes.shown]
+        distances = passes.distances
         if distances is not None:
             attacks.append((distances.label, distances.named))
         explanation = None
@@ -287,11 +382,11 @@ class Audit:
                 split.subset(positions),
                 effort=effort_of(self.config.preset),
                 seed=self.config.seed,
-                batch_size=size,
+                batch_size=shards.batch,
                 progress=progress,
             )
         if self.config.minutes is not None:
-            told = {**provenance.config, "budget": budget}
+            told = {**provenance.config, "budget": passes.budget}
             provenance = provenance.model_copy(update={"config": told})
         seconds: Counter[str] = Counter()
         for batch in batches:
@@ -309,7 +404,7 @@ class Audit:
                 started=started,
                 seconds=round(time.perf_counter() - begin, 3),
                 attack_seconds={label: round(spent, 3) for label, spent in seconds.items()},
-                batch_size=size,
+                batch_size=shards.batch,
                 device=_device_name(model_device(model)),
                 threads=torch.get_num_threads(),
             ),
@@ -317,55 +412,10 @@ class Audit:
         result = result.model_copy(update={"weights": weights})
         if self.config.trust:
             result = self._reviewed(made, split, sample, result)
-        if proof is not None:
+        if self.config.certify:
+            proof = proof or prove(model, split, positions, self.config, progress=progress)
             result = with_proof(result, proof, batches, self.config, made.draws)
         return result
-
-    def _first(
-        self,
-        passes: Passes,
-        positions: Tensor,
-        size: int,
-        batches: list[Batch],
-        partial: Partial | None,
-        progress: bool,
-    ) -> None:
-        """Run the first pass on what is not in ``batches`` yet."""
-        done = sum(map(len, batches))
-        steps = 1 + len(passes.stages) + len(passes.check) + len(passes.shown)
-        work = (len(positions) - done) * steps
-
-        def work_on(part: Tensor) -> list[Batch]:
-            # Halves come in order.
-            start = sum(map(len, batches))
-            batch = passes.first(start, positions[part], advance)
-            batch.budget = passes.budget
-            if partial is not None:
-                partial.save(batch)
-            batches.append(batch)
-            return [batch]
-
-        with progress_bar(work, wanted=progress, unit="images") as advance:
-            for start in range(done, len(positions), size):
-                in_halves(work_on, torch.arange(start, min(start + size, len(positions))))
-
-    def _second(
-        self,
-        passes: Passes,
-        batches: list[Batch],
-        escalate: bool,
-        partial: Partial | None,
-        progress: bool,
-    ) -> None:
-        """Run the second pass on what has not been through it."""
-        pending = [place for place, batch in enumerate(batches) if not batch.finished]
-        each = (len(passes.escalation) if escalate else 0) + (passes.distances is not None)
-        work = each * sum(len(batches[place]) for place in pending)
-        with progress_bar(work, wanted=progress, unit="images") as advance:
-            for place in pending:
-                batches[place] = passes.second(batches[place], escalate, advance)
-                if partial is not None:
-                    partial.save(batches[place])
 
     def _share(self, count: int) -> float:
         """The share that is checked: as configured, and more of few samples."""
@@ -417,6 +467,7 @@ class Audit:
         made: Plan,
         provenance: Provenance,
         shown: Sequence[Shown],
+        shared: bool,
     ) -> Partial:
         """Where the finished batches of this audit are kept, and what they belong to."""
         config = self.config
@@ -433,7 +484,7 @@ class Audit:
             "shown": [one.digest for one in shown],
             "device": model_device(model).type,
         }
-        return Partial(folder, json.loads(json.dumps(identity)))
+        return Partial(folder, json.loads(json.dumps(identity)), shared)
 
     def _plan(self, model: nn.Module, split: Split, sample: Tensor, draws: int = 1) -> Plan:
         """The attacks as configured, or as a first look at the model says."""
