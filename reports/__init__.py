@@ -12,6 +12,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,6 +22,7 @@ from robustann.results import AuditResult
 
 __all__ = ["render"]
 
+_FILES = {"style": "style.css", "script": "page.js"}
 _SECTION = re.compile(r"sections/\d+-([a-z-]+)\.html\.j2")
 
 
@@ -32,11 +34,12 @@ class _Section:
 
 
 def render(result: AuditResult) -> str:
-    """The report of an audit: one HTML page that needs no other file, no network and no script.
+    """The report of an audit: one HTML page that needs no other file and no network.
 
     The same result gives the same page, byte for byte. Whatever strings the result holds (class
     names, paths, a command line) are shown as text, and a Content-Security-Policy in the page
-    forbids everything but its own style sheet and its inline images.
+    forbids everything but its own style sheet, its own script and its inline images. The script
+    sorts tables, copies them as CSV and moves sliders; without it the page says the same.
 
     Every section has a template that sets ``title``; one that renders to nothing is left out.
     """
@@ -48,10 +51,8 @@ def render(result: AuditResult) -> str:
             body = Markup(str(module)).strip()
             if body:
                 sections.append(_Section(match[1], getattr(module, "title"), Markup(body)))  # noqa: B009
-    style = _style()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
-        result=result, sections=sections, style=Markup(style), style_hash=f"sha256-{digest}"
+        result=result, sections=sections, **_inline("style"), **_inline("script")
     )
 
 
@@ -71,10 +72,13 @@ def _environment() -> Environment:
 
 
 @cache
-def _style() -> str:
-    """The style sheet, with line ends as a browser hashes them."""
+def _inline(what: Literal["style", "script"]) -> dict[str, str]:
+    """The style sheet or the script with the hash that the policy allows, with line ends as a
+    browser hashes them."""
     environment = _environment()
     if environment.loader is None:
         raise RuntimeError("the report's environment has no loader")
-    source, _, _ = environment.loader.get_source(environment, "style.css")
-    return "\n" + "\n".join(source.splitlines()) + "\n"
+    source, _, _ = environment.loader.get_source(environment, _FILES[what])
+    text = "\n" + "\n".join(source.splitlines()) + "\n"
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {what: Markup(text), f"{what}_hash": f"sha256-{digest}"}

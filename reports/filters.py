@@ -135,6 +135,15 @@ def moment(text: str) -> str:
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
+def slug(text: str) -> str:
+    """A text as part of an id.
+
+    >>> slug("top 5 %")
+    'top-5'
+    """
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def image_source(png: str) -> str:
     """A PNG in base64 as the address of an image; what is no base64 becomes an empty image.
 
@@ -169,6 +178,7 @@ FILTERS: dict[str, Callable[..., object]] = {
     "significant": significant,
     "duration": duration,
     "moment": moment,
+    "slug": slug,
     "image_source": image_source,
     "image_size": image_size,
 }

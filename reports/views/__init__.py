@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustann.reports.views.attacks import Row, rows, spent
+from robustann.reports.views.attacks import Row, rows, spent, telling
 from robustann.reports.views.certificate import METHODS, crossed, proven, undecided
 from robustann.reports.views.classes import (
     MATRIX_LIMIT,
@@ -18,7 +18,16 @@ from robustann.reports.views.classes import (
 from robustann.reports.views.counts import broken, correct, distance, in_255ths
 from robustann.reports.views.explanations import reading
 from robustann.reports.views.hardening import bit_errors, hardened
-from robustann.reports.views.verdict import VERDICT_RULES, VERDICTS, Verdict, verdict
+from robustann.reports.views.verdict import (
+    VERDICT_RULES,
+    VERDICTS,
+    Glance,
+    Verdict,
+    glance,
+    knowledge,
+    measured,
+    verdict,
+)
 from robustann.reports.views.weights import (
     Storage,
     bit_error_rate,
@@ -38,6 +47,7 @@ __all__ = [
     "VERDICT_RULES",
     "ClassRow",
     "Flip",
+    "Glance",
     "Row",
     "Storage",
     "Verdict",
@@ -51,15 +61,19 @@ __all__ = [
     "distance",
     "faults",
     "flips",
+    "glance",
     "hardened",
     "hit",
     "in_255ths",
+    "knowledge",
+    "measured",
     "proven",
     "reading",
     "rows",
     "shade",
     "spent",
     "storages",
+    "telling",
     "turned",
     "undecided",
     "verdict",

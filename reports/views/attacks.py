@@ -74,6 +74,20 @@ def rows(result: AuditResult) -> list[Row]:
     return found
 
 
+def telling(found: list[Row], limit: int = 8) -> list[Row]:
+    """The rows that a chart needs: all if they are few, else those that broke something more,
+    beside controls, clean and the worst case; of these the ones that broke most.
+
+    >>> telling([])
+    []
+    """
+    if len(found) <= limit:
+        return found
+    adding = sorted(row.added or 0 for row in found if row.kind == "attack")
+    least = max(1, adding[-limit] if len(adding) >= limit else 1)
+    return [row for row in found if row.kind != "attack" or (row.added or 0) >= least]
+
+
 def spent(result: AuditResult, limit: int = 60) -> list[tuple[int, float]]:
     """Propagations that the attacks had spent on an image, and the share that then still stood.
 

@@ -1,0 +1,105 @@
+"""Results are kept whole, and what no audit yields is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from made_up import (
+    ANIMALS,
+    as_cascade,
+    make_result,
+    tampered,
+)
+
+from robustann.errors import DataError
+from robustann.reports import render
+from robustann.results import (
+    AuditResult,
+)
+
+
+def test_a_saved_result_gives_the_same_page(tmp_path: Path) -> None:
+    result = make_result()
+    result.save(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page == render(result) == render(AuditResult.load(tmp_path / "results.json"))
+
+
+TAMPERINGS: dict[str, tuple[str, object]] = {
+    "no samples": ("n", 0),
+    "too few samples": ("n", 199),
+    "negative eps": ("threat.eps", -0.1),
+    "negative eps of the curve": ("curve.1.eps", -0.1),
+    "no class names": ("class_names", []),
+    "a class name too many": ("class_names", [*ANIMALS, "emu"]),
+    "label out of range": ("clean_samples.label.3", 5),
+    "negative prediction": ("clean_samples.prediction.3", -1),
+    "attack's prediction out of range": ("attacks.1.samples.prediction.0", 5),
+    "worst prediction out of range": ("worst_case.prediction.0", 5),
+    "clean samples of another length": ("clean_samples.margin", [1.0]),
+    "attack's samples of another length": ("attacks.1.samples.first_success", []),
+    "worst case of another length": ("worst_case.broken_by", [None]),
+    "scores of too few classes": ("clean.classes", []),
+    "confusion with too few rows": ("worst_case.scores.confusion", [[1, 2, 3, 4, 5]]),
+    "confusion with a short row": ("attacks.0.scores.confusion.2", [1]),
+    "negative count": ("clean.confusion.0.0", -1),
+    "clean accuracy above 1": ("clean.accuracy", 1.1),
+    "negative robust accuracy": ("worst_case.scores.accuracy", -0.1),
+    "attack's accuracy above 1": ("attacks.2.scores.accuracy", 2),
+    "curve above 1": ("curve.0.robust_accuracy", 1.5),
+    "chance above 1": ("chance", 2.0),
+    "gallery label out of range": ("explanation.gallery.0.label", 5),
+    "gallery prediction out of range": ("explanation.gallery.0.attacked_prediction", -1),
+    "gallery target out of range": ("explanation.gallery.0.attributions.0.target", 99),
+    "weights' error above 1": ("weights.fixed.levels.0.worst", 1.01),
+    "weights' accuracy below 0": ("weights.search.flips.0.accuracy", -0.01),
+    "bit error rate of 0": ("weights.float32.levels.0.rate", 0.0),
+    "bit error rates that fall": ("weights.guarded.levels.1.rate", 1e-6),
+    "no bit error rates": ("weights.fixed.levels", []),
+    "negative index of a weight": ("weights.search.flips.1.index", [-1]),
+    "certificate of another length": ("certificate.certified", [True]),
+    "certified accuracy of other samples": ("certificate.certified_accuracy", 1.0),
+    "crossed out of range": ("certificate.crossed", [200]),
+    "endless run": ("execution.seconds", math.inf),
+    "other schema version": ("schema_version", 2),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERINGS)
+def test_a_tampered_result_is_refused_with_a_reason(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(tampered(*TAMPERINGS[what])), encoding="utf-8")
+    with pytest.raises(DataError, match="run the audit again"):
+        AuditResult.load(path)
+
+
+def test_a_result_without_schema_version_is_refused(tmp_path: Path) -> None:
+    content = json.loads(make_result().to_json())
+    del content["schema_version"]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match="no schema_version"):
+        AuditResult.load(path)
+
+
+def test_samples_csv_leaves_empty_what_an_attack_of_a_cascade_did_not_touch() -> None:
+    alone = make_result()
+    for result in (alone, as_cascade(alone)):
+        lines = list(csv.DictReader(io.StringIO(result.samples_csv())))
+        assert len(lines) == result.n
+        empty = 0
+        for attack in result.attacks:
+            for i, line in enumerate(lines):
+                cells = (line[f"{attack.label} prediction"], line[f"{attack.label} success"])
+                if result.cascade and not attack.samples.forwards[i]:
+                    assert cells == ("", "")
+                    empty += 1
+                else:
+                    taken = attack.samples.prediction[i], int(attack.samples.success[i])
+                    assert cells == tuple(map(str, taken))
+        assert (empty > 0) == result.cascade
