@@ -19,31 +19,13 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor, nn
+from counting import Counting
+from torch import nn
 
 import robustann as ra
 from robustann.attacks.engine import predict_logits
 from robustann.defenses import TRADES, AdversarialTraining
 from robustann.files import write_text
-
-
-class Counting(nn.Module):
-    """Counts the images that pass through a model, forwards and backwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.propagations = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.propagations += len(x)
-        logits: Tensor = self.model(x)
-        if logits.requires_grad:
-            logits.register_hook(self._backward)
-        return logits
-
-    def _backward(self, gradient: Tensor) -> None:
-        self.propagations += len(gradient)
 
 
 def trained(data: ra.ImageData, threat: ra.ThreatModel, images: int) -> dict[str, nn.Module]:
