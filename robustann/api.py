@@ -32,6 +32,7 @@ from robustann.errors import UsageError, unknown_name
 from robustann.hardening import HardenResult
 from robustann.hardening.harden import harden as _harden
 from robustann.hardening.planning import check_kinds
+from robustann.launch import world
 from robustann.reports.explain import explain as _explain
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
@@ -114,6 +115,7 @@ def audit(
     certify: bool = False,
     class_names: Sequence[str] | None = None,
     state: str | os.PathLike[str] | None = None,
+    shared: bool | None = None,
     progress: bool = False,
     model_name: str | None = None,
     data_name: str | None = None,
@@ -152,6 +154,9 @@ def audit(
         state: folder for the batches that are done. Stopped, even killed, the audit goes on from
             there when it is called again with the same arguments; the folder is removed at the
             end.
+        shared: whether other processes that make the same call with the same ``state`` take part,
+            on one machine or several that see the folder. Each gets the same result, which stays
+            in the folder. None means: where ``torchrun`` launched several, and there is ``state``.
         progress: show a bar on stderr if that is a terminal.
         model_name: shown in the report, as are ``data_name`` and ``command``.
 
@@ -185,6 +190,8 @@ def audit(
     )
     split, names, found_name = _resolve(model, data, class_names)
     folder = None if state is None else Path(state)
+    if shared is None:
+        shared = folder is not None and world().size > 1
     result = Audit(config).run(
         model,
         split,
@@ -195,8 +202,9 @@ def audit(
         progress=progress,
         command=command,
         state=folder,
+        shared=shared,
     )
-    if folder is not None:
+    if folder is not None and not shared:
         _forget(folder)
     return result
 

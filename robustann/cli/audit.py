@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Start anew. Otherwise an audit that was stopped goes on when it is run again.",
 )
+@click.option(
+    "--shared",
+    is_flag=True,
+    help="Share the work with all processes that run the same command with the same --output-dir, "
+    "such as the jobs of an array. Under torchrun that is so without it.",
+)
 @click.option("--dry-run", is_flag=True, help="Time one batch and say what the audit will cost.")
 @quiet_option
 @click.pass_context
@@ -41,6 +47,7 @@ def audit(
     /,
     config_path: Path | None,
     fresh: bool,
+    shared: bool,
     dry_run: bool,
     quiet: bool,
     **_: Any,
@@ -53,9 +60,21 @@ def audit(
       robustann audit --model m.safetensors --data cifar10 --norm l2 --eps 0.5 \\
           --attack pgd:steps=100,restarts=5 --fail-under robust_accuracy=0.40
       robustann audit --config audit.toml --junit junit.xml
+      torchrun --nproc-per-node 8 -m robustann audit --model m.safetensors --data cifar10
     """
     from robustann.config import prepare
+    from robustann.errors import UsageError
+    from robustann.launch import world
 
+    launched = world()
+    # One of several speaks for all.
+    quiet = quiet or launched.rank > 0
+    shared = shared or launched.size > 1
+    if fresh and shared:
+        raise UsageError(
+            "expected --fresh without others that share the work, for each would remove what the "
+            "others have done; remove the folder 'unfinished' in the output folder beforehand"
+        )
     # Everything that can be refused is refused before the first minute of work.
     settings = settings_of(context, config_path)
     allowed = context.params["allow_code_execution"]
@@ -88,6 +107,7 @@ def audit(
         progress=not quiet,
         command=shlex.join(["robustann", *sys.argv[1:]]),
         notify=lambda message: None if quiet else click.echo(message, err=True),
+        shared=shared,
     )
     _tell(found, quiet)
     return found.exit_code

@@ -91,6 +91,7 @@ class Run:
         progress: bool = False,
         command: str = "",
         notify: Callable[[str], None] = lambda message: None,
+        shared: bool = False,
     ) -> Verdict:
         """Audit in every threat model; write results and verdict.
 
@@ -103,6 +104,7 @@ class Run:
             model_name: shown in the reports, as is ``command``.
             progress: show bars on stderr if that is a terminal.
             notify: told in words what begins.
+            shared: whether other processes that run the same take part; each returns the verdict.
 
         Raises:
             UsageError: the baseline is of other data.
@@ -121,6 +123,12 @@ class Run:
             if several:
                 notify(f"{_words(job)} ({number} of {len(self.jobs)})")
             place = self.place(job)
+
+            def save(result: AuditResult, job: Job = job, place: Path = place) -> AuditResult:
+                result = self._decided(job, result, notify)
+                result.save(place)
+                return result
+
             try:
                 result = Audit(job.config).run(
                     audited,
@@ -134,9 +142,9 @@ class Run:
                     state=place / "unfinished",
                     draws=self._draws,
                     notify=lambda message, prefix=prefix: notify(f"{prefix}{message}"),  # type: ignore[misc]
+                    shared=shared,
+                    save=save,
                 )
-                result = self._decided(job, result, notify)
-                result.save(place)
             except RobustannError as error:
                 errors.append(error)
                 found.append(
@@ -158,7 +166,8 @@ class Run:
         files.write_text(self.folder / "summary.json", summary_json(verdict))
         for path, make in self._wanted.items():
             files.write_text(path, make(verdict))
-        if not errors:
+        # What a shared run came to stays, for processes that are still to come.
+        if not errors and not shared:
             # Only now: a run that stopped in the second threat model has the first one still.
             self.forget()
         return verdict

@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 
 from robustann.errors import UsageError
+from robustann.launch import world
 
 
 def resolve_device(name: str | None = None) -> torch.device:
     """The device called ``name``; ``None`` and ``"auto"`` take CUDA, else MPS, else the CPU.
+
+    Each of several processes that ``torchrun`` launched on a machine takes a GPU of its own, unless
+    a number is named.
 
     Raises:
         UsageError: no such device on this machine.
@@ -17,8 +21,13 @@ def resolve_device(name: str | None = None) -> torch.device:
     device(type='cpu')
     """
     mps = torch.backends.mps.is_available()
+    if name in (None, "auto", "cuda") and torch.cuda.is_available():
+        launched = world()
+        if launched.size > 1:
+            return torch.device("cuda", launched.local_rank % torch.cuda.device_count())
+        return torch.device("cuda")
     if name is None or name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+        return torch.device("mps" if mps else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
