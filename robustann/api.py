@@ -261,7 +261,7 @@ def harden(
         weights: whether both audits ask too what happens if bits of the stored weights are wrong:
             what ``weight-clipping`` and ``bit-error-training`` are for.
         certify: whether both audits prove too what no attack can break: what ``ibp-training`` is
-            for.
+            for in linf, and in l2 ``noise-training``, whose network then votes under its noise.
         device: where everything runs.
         progress: show bars on stderr if that is a terminal.
         model_name: shown in the reports, as is ``command``.

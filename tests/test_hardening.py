@@ -14,6 +14,7 @@ from scipy.stats import binom
 from torch import nn
 
 import robustann as ra
+from robustann.certificates import Smoothed
 from robustann.defenses import TRADES, WeightClipping
 from robustann.defenses.registry import as_defense, check_together, defense_names, parse_defense
 from robustann.defenses.sanitizers import BitDepth, InputCheck, Jpeg, Sanitized, Sanitizer
@@ -101,6 +102,45 @@ def test_each_objective_trains_on_from_a_model_and_leaves_it_alone(name, model, 
     assert result.training.epochs_run == 1
     assert result.comparison.defenses[0].name == name
     assert result.comparison.defenses[0].helps
+
+
+@pytest.mark.parametrize("name", [n for n, kind in defense_names().items() if kind == "wrapper"])
+def test_each_wrapper_alone_trains_on(name, small, digits):
+    result = hardened(small, digits, name, max_samples=8, weights=True)
+    before, after = small.state_dict(), result.network.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    told = [one.name for one in result.comparison.defenses]
+    # Weights are perturbed for the sake of crafted images.
+    assert told == (["adversarial-training", "awp"] if name == "awp" else [name])
+    assert [stage.name for stage in result.comparison.stages] == ["before", "after"]
+    assert all(len(stage.bit_errors) == 3 for stage in result.comparison.stages)
+    assert name in render(result.after)
+
+
+def test_noise_training_is_measured_by_the_vote_under_its_noise(small, digits, tmp_path):
+    asked = {"max_samples": 20, "epochs": 4, "lr": 0.2}
+    l2 = ra.ThreatModel("l2", 0.3)
+    result = ra.harden(small, digits, l2, "noise-training:sigma=0.3", certify=True,
+                       **{**QUICK, **asked})  # fmt: skip
+    assert not result.comparison.notes
+    before, after = result.comparison.stages
+    assert 0 < before.certified_accuracy < after.certified_accuracy
+    assert after.certified_accuracy <= after.robust_accuracy
+    assert result.after.certificate.method == "smoothing"
+    assert result.after.certificate.settings["sigma"] == 0.3
+    assert "Certified accuracy" in render(result.after)
+    assert isinstance(result.model, Smoothed)
+    assert result.model.model is result.network
+    assert not result.model.training
+    result.save(tmp_path)
+    assert json.loads((tmp_path / "hardened.json").read_text())["smoothing"] == 0.3
+    assert load_file(tmp_path / "model.safetensors").keys() == small.state_dict().keys()
+    # The same audit of what was saved says the same.
+    again = ra.audit(result.model, digits, l2, certify=True, **QUICK | {"max_samples": 20})
+    assert again.certificate.certified == result.after.certificate.certified
+    silent = hardened(small, digits, "noise-training:sigma=0.3", max_samples=2)
+    assert "vote under noise, which these audits did not look at" in render(silent.after)
+    assert silent.model is silent.network
 
 
 @pytest.mark.parametrize("name", [n for n, kind in defense_names().items() if kind == "sanitizer"])
@@ -443,7 +483,14 @@ REFUSED = {
     "a module that returns logits": lambda d: {"model": 3},
     "no training settings": lambda d: {"defenses": ["check"], "training": TrainConfig()},
     "untargeted": lambda d: {"threat": ra.ThreatModel("linf", 0.1, targeted=True)},
-    "an adversarial step": lambda d: {"defenses": ["awp"]},
+    "an adversarial step": lambda d: {"defenses": ["awp", "ibp-training"]},
+    "noise-training and no sanitizers": lambda d: {
+        "threat": ra.ThreatModel("l2", 0.3), "certify": True,
+    },
+    "got noise-training:sigma=0.2, median": lambda d: {
+        "threat": ra.ThreatModel("l2", 0.3), "certify": True,
+        "defenses": ["noise-training:sigma=0.2", "median"],
+    },
 }  # fmt: skip
 
 

@@ -186,6 +186,8 @@ def _in_words(result: HardenResult, folder: Path, told: list[str]) -> list[str]:
     lines += compared.notes
     path = folder / "model.safetensors"
     asked = [text for part in result.sanitizers for text in ("--sanitize", part)]
+    if result.smoothing is not None:
+        asked += ["--smoothing", f"{result.smoothing:g}", "--certify"]
     again = shlex.join(["robustann", "audit", "--model", str(path), *told, *asked])
     return [
         *lines,

@@ -17,6 +17,7 @@ from robustann.attacks import MM, PGD
 from robustann.auditing import Audit, AuditConfig
 from robustann.auditing.runner import Explainer
 from robustann.auditing.shown import Shown
+from robustann.certificates import Smoothed
 from robustann.data import ImageData
 from robustann.defenses.registry import Defense
 from robustann.defenses.sanitizers import Sanitized, Sanitizer
@@ -43,8 +44,9 @@ class HardenResult:
     """A hardened model, and what hardening did.
 
     Attributes:
-        model: hardened, in eval mode: the trained network, with the sanitizers in front of it.
-        network: the trained network alone; the same object where there are no sanitizers.
+        model: hardened, in eval mode: the trained network, with the sanitizers in front of it, or
+            as a vote under noise (:class:`robustann.certificates.Smoothed`).
+        network: the trained network alone; the same object where there is nothing around it.
         before: the audit of the model as it came (or, of an architecture or a model that was never
             trained, trained plainly).
         after: the audit of ``model``, of the same samples with the same seed; its report holds the
@@ -71,9 +73,9 @@ class HardenResult:
         """Write the network, and both audits with their reports, into ``folder``.
 
         ``model.safetensors`` holds the network without sanitizers, with its sidecar where robustann
-        knows its architecture; ``hardened.json`` names the defenses, and the sanitizers that belong
-        in front of it; ``before`` and ``after`` hold ``results.json``, ``samples.csv`` and
-        ``report.html``. Then what was kept on the way is removed.
+        knows its architecture; ``hardened.json`` names the defenses, and the sanitizers and the
+        noise that belong in front of it; ``before`` and ``after`` hold ``results.json``,
+        ``samples.csv`` and ``report.html``. Then what was kept on the way is removed.
         """
         root = Path(folder)
         # What took longest comes first.
@@ -82,6 +84,7 @@ class HardenResult:
             "model": "model.safetensors",
             "defenses": [one.label for one in self.comparison.defenses],
             "sanitizers": list(self.sanitizers),
+            "smoothing": self.smoothing,
         }
         files.write_text(root / "hardened.json", json.dumps(told, indent=1) + "\n")
         self.before.save(root / "before")
@@ -94,6 +97,11 @@ class HardenResult:
         """The sanitizers in front of the network as text, in order."""
         parts = self.model.parts if isinstance(self.model, Sanitized) else ()
         return tuple(part.label for part in parts)
+
+    @property
+    def smoothing(self) -> float | None:
+        """Standard deviation of the noise under which the model votes; None where it does not."""
+        return self.model.sigma if isinstance(self.model, Smoothed) else None
 
     def _save_network(self, path: Path) -> None:
         if isinstance(self.network, ImageClassifier):
@@ -150,7 +158,7 @@ def harden(
                 "weights with the same settings."
             )
             original = baseline = work.trained(original, "baseline", plan.plain).model
-    before = work.audited(original, "before", f"{name} before hardening")
+    before = work.audited(plan.voting(original), "before", f"{name} before hardening")
     trained: TrainResult[Any] | None = None
     if plan.step is not None:
         notify(f"training with {plan.step.name}")
@@ -163,9 +171,11 @@ def harden(
         network = subject
     network.eval()
     stages = [staged("before", before)]
-    hardened, measured = network, None
+    measured: SanitizedResult | None = None
+    hardened: nn.Module
     if not plan.sanitizers:
-        after = work.audited(network, "after", f"{name} hardened")
+        hardened = plan.voting(network)
+        after = work.audited(hardened, "after", f"{name} hardened")
     else:
         if trained is not None:
             called = f"{name} trained, without sanitizers"

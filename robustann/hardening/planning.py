@@ -12,8 +12,10 @@ from torch import nn
 from robustann.attacks.engine import predict_logits
 from robustann.auditing import AuditConfig
 from robustann.auditing.certifying import check_provable
+from robustann.certificates import Smoothed
 from robustann.data import ImageData, Split
-from robustann.defenses.registry import Defense, as_defense, check_together
+from robustann.defenses import AdversarialTraining, AdversarialWeightPerturbation, NoiseTraining
+from robustann.defenses.registry import Defense, as_defense, check_together, parse_defense
 from robustann.defenses.sanitizers import Sanitized, Sanitizer
 from robustann.defenses.steps import StepWrapper
 from robustann.errors import ModelError, UsageError
@@ -34,9 +36,11 @@ class Planned:
     """What is to be done.
 
     Attributes:
-        defenses: as they were asked for.
+        defenses: as they were asked for, with what they need besides.
         step: what trains with them; None where nothing does.
         sanitizers: to stand in front of the network, in order; the caller's own stay his.
+        smoothing: standard deviation of the noise under which all audits vote; None where they are
+            of the network itself.
         plain: how to train without defenses, to compare with.
         hard: how to train with them.
         device: where everything runs.
@@ -46,6 +50,7 @@ class Planned:
     defenses: tuple[Defense, ...]
     step: Any | None
     sanitizers: tuple[Sanitizer, ...]
+    smoothing: float | None
     plain: TrainConfig
     hard: TrainConfig
     device: torch.device
@@ -67,9 +72,14 @@ class Planned:
             "step": None if self.step is None else [self.step.name, self.step.parameters()],
             "plain": asdict(self.plain),
             "hard": asdict(self.hard),
+            "smoothing": self.smoothing,
             "device": self.device.type,
             "torch": torch.__version__,
         }
+
+    def voting(self, network: nn.Module) -> nn.Module:
+        """The network, or its vote under noise, in eval mode, which is what gets audited."""
+        return network if self.smoothing is None else Smoothed(network, self.smoothing).eval()
 
 
 def planned(
@@ -89,7 +99,7 @@ def planned(
     """
     check_kinds(model, data, training)
     place = resolve_device(None if device is None else str(device))
-    chosen = tuple(as_defense(one) for one in defenses)
+    chosen = _completed(tuple(as_defense(one) for one in defenses))
     check_together(chosen)
     threat = config.threat
     sanitizers = tuple(one.made() for one in chosen if one.kind == "sanitizer")
@@ -113,13 +123,15 @@ def planned(
             "requires a gradient; thaw what shall be trained (requires_grad_(True))"
         )
     _check_images(sanitizers, data)
+    smoothing = _smoothing(chosen, step, sanitizers, config)
     if config.certify:
-        _check_provable(model, sanitizers, data, config)
+        _check_provable(model, sanitizers, smoothing, data, config)
     standard = step is None or isinstance(_innermost(step), StandardStep)
     return Planned(
         defenses=chosen,
         step=step,
         sanitizers=sanitizers,
+        smoothing=smoothing,
         # The learning rate of an adversarial step is none for plain training.
         plain=settings if standard else replace(settings, lr=None),
         hard=replace(settings, label_smoothing=_USUAL.label_smoothing),
@@ -175,6 +187,34 @@ def untrained(model: nn.Module, data: ImageData) -> bool:
         right += int((logits.argmax(1) == split.labels[part]).sum())
     chance = 1 / data.num_classes
     return wilson_interval(right, count)[0] <= chance + _LUCK * (1 - chance)
+
+
+def _completed(defenses: tuple[Defense, ...]) -> tuple[Defense, ...]:
+    """With adversarial training where weights shall be perturbed and nothing says for what."""
+    objectives = [one for one in defenses if one.kind == "objective"]
+    if objectives or AdversarialWeightPerturbation.name not in [one.name for one in defenses]:
+        return defenses
+    return (parse_defense(AdversarialTraining.name), *defenses)
+
+
+def _smoothing(
+    defenses: Sequence[Defense],
+    step: Any | None,
+    sanitizers: Sequence[Sanitizer],
+    config: AuditConfig,
+) -> float | None:
+    """The noise to vote under, where that is what shall be certified."""
+    if not config.certify or config.threat.norm != "l2":
+        return None
+    inner = _innermost(step)
+    if not isinstance(inner, NoiseTraining) or sanitizers:
+        named = ", ".join(one.label for one in defenses)
+        raise UsageError(
+            "expected noise-training and no sanitizers to certify in l2, where the certificate is "
+            f"of a vote under the noise trained with, got {named}; harden with "
+            "'noise-training:sigma=0.25', or leave out certify"
+        )
+    return inner.sigma
 
 
 def _kind(value: object) -> str:
@@ -237,6 +277,13 @@ def _notes(defenses: Sequence[Defense], step: Any | None, config: AuditConfig) -
             f"{against['bit errors']} is for wrong bits in the weights, which these audits did not "
             "ask for: this comparison says nothing of what it is for (weights=True, --weights)."
         )
+    noisy = isinstance(_innermost(step), NoiseTraining)
+    if noisy and not (config.certify and config.threat.norm == "l2"):
+        said.append(
+            f"{NoiseTraining.name} is for a vote under noise, which these audits did not look at, "
+            "but at the network without noise: this comparison says little of what it is for "
+            "(certify=True, --certify, in l2)."
+        )
     if "proofs" in against and not config.certify:
         said.append(
             f"{against['proofs']} is for robustness that can be proven, which these audits did not "
@@ -254,10 +301,16 @@ def _check_images(sanitizers: Sequence[Sanitizer], data: ImageData) -> None:
 
 
 def _check_provable(
-    model: nn.Module | str, sanitizers: Sequence[Sanitizer], data: ImageData, config: AuditConfig
+    model: nn.Module | str,
+    sanitizers: Sequence[Sanitizer],
+    smoothing: float | None,
+    data: ImageData,
+    config: AuditConfig,
 ) -> None:
     if isinstance(model, str):
         model = create_model(model, class_names=data.class_names, shape=data.shape, seed=0)
     if sanitizers:
         model = Sanitized(model, *sanitizers).seen_through("surrogate")
+    if smoothing is not None:
+        model = Smoothed(model, smoothing)
     check_provable(model, data.test, config)
