@@ -343,6 +343,28 @@ def test_after_a_collapse_pgd_goes_on(most: ImageData, caplog: pytest.LogCapture
     assert result.training["step"]["attack"] == "noisy-step"
 
 
+def test_a_model_that_comes_robust_and_collapses_at_once_is_taken_back(
+    most: ImageData, ordinary: nn.Module, tmp_path: Path
+) -> None:
+    class AtOnce(Collapsing):
+        def begin_epoch(self, epoch: int, epochs: int) -> None:
+            super().begin_epoch(epoch, epochs)
+            self.bad = epoch == 1
+
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 64, "clip": 5.0}
+    weak = LINF.with_eps(0.03)
+    model, log = copy.deepcopy(ordinary), tmp_path / "log.jsonl"
+    result = train(model, most, step=AtOnce(weak), log=log, **settings)
+    (event,) = result.training["events"]
+    assert event["epoch"] == 1
+    first, second = (json.loads(line) for line in log.read_text().splitlines())
+    assert first["watch_before"] > 0.7 > first["watch_accuracy"] + 0.2
+    # Epoch 1 is that of the model as it came.
+    assert first["validation_robust_accuracy"] > 0.7
+    assert "watch_before" not in second
+    assert second["watch_accuracy"] > 0.7
+
+
 @pytest.mark.parametrize("kind", [FastAdversarialTraining, lambda t: TRADES(t, steps=1)])
 def test_a_safer_step_takes_more_steps_and_is_restored(kind: Any) -> None:
     images, labels = batch()

@@ -313,6 +313,11 @@ class _Run:
         """Train one epoch, validate, and append a row to the history."""
         number, started, config = len(self.history) + 1, time.perf_counter(), self.config
         before = self._snapshot() if len(self.watched) else {}
+        first: dict[str, float] = {}
+        if before and number == 1:
+            # Of a model that comes robust and collapses at once, no epoch would be robust.
+            with self._blamed():
+                first = {"watch_before": self._watched_accuracy()}
         self._tell("begin_epoch", number, self.epochs)
         seed_global(self.device, config.seed, number)
         self.forward.train()
@@ -339,7 +344,7 @@ class _Run:
                 self._check_finite(losses[:done], number)
                 advance((done - 1) % _READ_EVERY + 1, self._words(number, float(losses[index])))
         with self._blamed():
-            guarded = self._guard(before) if before else {}
+            guarded = first | self._guard(before, first) if before else {}
             validated = self._validate()
         self.history.append(
             {
@@ -401,10 +406,13 @@ class _Run:
         state = self.state()
         return copy.deepcopy({name: state[name] for name in _UNDONE})
 
-    def _guard(self, before: dict[str, Any]) -> dict[str, Any]:
+    def _watched_accuracy(self) -> float:
+        return self._robust_accuracy(self.model.eval(), self.data.train, self.watched, "watch")
+
+    def _guard(self, before: dict[str, Any], first: dict[str, float]) -> dict[str, Any]:
         """Look at the images set aside; after a collapse undo the epoch and make the step safer."""
-        seen = self._robust_accuracy(self.model.eval(), self.data.train, self.watched, "watch")
-        if not collapsed(seen, self.history):
+        seen = self._watched_accuracy()
+        if not collapsed(seen, [first, *self.history]):
             return {"watch_accuracy": seen}
         number = len(self.history) + 1
         self._restore_weights(before)

@@ -33,9 +33,16 @@ def set_aside(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def collapsed(accuracy: float, history: Sequence[dict[str, Any]]) -> bool:
-    """Whether the robust accuracy on the watched images fell too far below the best so far.
+    """Whether the robust accuracy on the watched images fell too far below the best so far, that
+    of a model which came trained (``watch_before``) included.
 
     >>> collapsed(0.5, [{"watch_accuracy": 0.75}]), collapsed(0.5, [{"watch_accuracy": 0.6}])
     (True, False)
+    >>> collapsed(0.5, [{"watch_before": 0.75}])
+    True
     """
-    return accuracy < max((row["watch_accuracy"] for row in history), default=0.0) - DROP
+    kept = ("watch_before", "watch_accuracy")
+    return (
+        accuracy
+        < max((row[name] for row in history for name in kept if name in row), default=0.0) - DROP
+    )
