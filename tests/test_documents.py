@@ -1,0 +1,158 @@
+"""README and docs: every command and snippet runs as printed, every link leads somewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import documents
+import numpy as np
+import pytest
+import torch
+from documents import ROOT, Reader
+from PIL import Image
+
+import robustann as ra
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKED = [*PAGES, *(p for p in sorted(ROOT.glob("*.md")) if p not in PAGES),
+          ROOT / "benchmarks" / "README.md"]  # fmt: skip
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# ------------------------------------------------------------------- what a reader has at hand
+
+
+def pictures(folder: Path, data: ra.ImageData) -> None:
+    """Sixty digits of three classes as PNG files, a folder a class."""
+    x, labels = data.test.images(slice(None)), data.test.labels
+    for name, label in {"zero": 0, "one": 1, "two": 2}.items():
+        for part, rows in {"train": slice(0, 14), "test": slice(14, 20)}.items():
+            (folder / part / name).mkdir(parents=True)
+            for number, image in enumerate(x[labels == label][rows]):
+                array = (image[0].numpy() * 255).astype(np.uint8)
+                Image.fromarray(array).save(folder / part / name / f"{number:04}.png")
+
+
+def weights(path: Path) -> None:
+    """Bare weights, as somebody else's checkpoint has them."""
+    from torchvision.models import resnet18
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save({"state_dict": resnet18(num_classes=3).state_dict()}, path)
+
+
+GIVEN: dict[str, Callable[[Path, ra.ImageData], None]] = {
+    "images": pictures,
+    "weights.pt": lambda path, _: weights(path),
+}
+
+
+@pytest.fixture
+def fewer_digits(digits: ra.ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same digits with 100 images to audit: the pages run in a fraction of the time."""
+    few = dataclasses.replace(digits, test=digits.test.subset(range(100)))
+    monkeypatch.setattr("robustann.data.loading._digits", lambda: few)
+
+
+@pytest.mark.usefixtures("fewer_digits")
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_snippet_runs_as_printed(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_file: Path,
+    digits: ra.ImageData,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    # Pages other than the first begin where a model has been trained.
+    if page.name != "README.md":
+        for path in (model_file, model_file.with_suffix(".json")):
+            shutil.copy(path, tmp_path / f"model{path.suffix}")
+    for name, make in GIVEN.items():
+        if name in text:
+            make(tmp_path / name, digits)
+    reader = Reader(page)
+    done = reader.follow()
+    assert done == sum(fence.reason is None for fence in documents.fences(page))
+    if page.name == "README.md":
+        assert done >= 6
+        assert (tmp_path / "report.html").stat().st_size > 10_000
+        assert 0 < reader.namespace["broken"].success_rate < 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=named)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in documents.links(page):
+        if link.startswith(("https://", "mailto:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{named(page)} links to {link}"
+        if anchor:
+            assert anchor in documents.anchors(target), f"{named(page)} links to {link}"
+
+
+# --------------------------------------------------------------------- the checker can fail
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("```python\nraise KeyError\n```\n", KeyError),
+        ("```python\nx = 1\n```\n\ntext\n\n```python\nassert x == 2\n```\n", AssertionError),
+        ("```sh\nrobustann list attack\n```\n", AssertionError),
+        ("```sh\nrobustann list attacks  # exits with 1\n```\n", AssertionError),
+        ("```sh\nfalse\n```\n", AssertionError),
+        ("```sh\nmake nothing-of-the-kind\n```\n", AssertionError),
+        ("```sh\npip install 'robustann[moon]'\n```\n", AssertionError),
+        ("```yaml\na: [\n```\n", Exception),
+        ("```toml\na = \n```\n", ValueError),
+        ("```ruby\nputs 1\n```\n", AssertionError),
+        ("```\nno language\n```\n", AssertionError),
+        ("<!-- not run: no -->\n```python\n1 / 0\n```\n", AssertionError),
+    ],
+)
+def test_a_page_that_is_wrong_is_found(
+    text: str, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises(expected):
+        Reader(page).follow()
+
+
+def test_a_page_that_is_right_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        '```python title="mine/made.py"\nVALUE = 3\n```\n'
+        "1. In a list:\n\n   ```python\n   x = 3\n   ```\n\n"
+        "```sh\nrobustann list attack  # exits with 2\ncat mine/made.py \\\n    | grep VALUE\n```\n"
+        "<!-- not run: takes another machine -->\n```python\n1 / 0\n```\n",
+        encoding="utf-8",
+    )
+    reader = Reader(page)
+    assert reader.follow() == 3
+    assert reader.namespace["x"] == 3
+
+
+def test_links_and_anchors(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# What `--data` takes, and how?\n[a](b.md#c) ![i](i.png) `[no](no.md)`\n"
+        '```text\n[no](no.md)\n```\n<img src="x.svg">\n',
+        encoding="utf-8",
+    )
+    assert documents.links(page) == ["b.md#c", "i.png", "x.svg"]
+    assert documents.anchors(page) == {"what---data-takes-and-how"}
