@@ -348,6 +348,7 @@ def hostile() -> dict[str, Case]:
         "net.h5": Case(b"\x89HDF\r\n\x1a\n" + bytes(100), words="HDF5"),
         "net.gguf": Case(b"GGUF" + bytes(100), words="GGUF"),
         "numbers.npy": Case(_array(), words="NumPy"),
+        "long-names.pt": Case(torch_file({"n" * 2000: {"w": torch.zeros(1)}}), words="2000 charac"),
         "program": Case(b"\x7fELF" + bytes(100), words="a program"),
         "some.zip": Case(_zip({"a.txt": b"a"}), words="a zip archive"),
         "huge.safetensors": Case(header(b'{"w":', length=2**60), words="header of 1152921504606"),
@@ -358,6 +359,32 @@ def hostile() -> dict[str, Case]:
         "inner.safetensors": Case(
             header(b'{"w":{"dtype":"F32","shape":[1],"shape":[1],"data_offsets":[0,4]}}', bytes(4)),
             words="'shape' twice",
+        ),
+        "long-name.safetensors": Case(
+            header(b'{"' + b"n" * 2000 + b'":' + entry + b"}", bytes(4)), words="2000 characters"
+        ),
+    }
+
+
+def laborious() -> dict[str, Case]:
+    """Small files that would take hours, or all memory, where nothing is counted."""
+    nothing = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    return {
+        # One dict in many dicts in many dicts: billions of entries in three kilobytes.
+        "laughs.pt": Case(torch_file(_laughs({})), words="it holds more"),
+        "laughs-full.pt": Case(torch_file(_laughs({"w": torch.zeros(1)})), words="it holds more"),
+        "opcodes.zip": Case(
+            _zip({f"a/{i}.pkl": b"\x80\x02" + b"N0" * 300_000 for i in range(300)}, packed=True),
+            words="a zip archive",
+        ),
+        "entries.zip": Case(b"PK\x03\x04" + b"PK\x01\x02" * 300_000 + bytes(100), words="entries"),
+        "pickles-in-pickles.pkl": Case(_pickles_in_a_pickle(), words="Python pickle"),
+        # Comparing each name with all others would take hours.
+        "many-names.safetensors": Case(
+            header(
+                b"{" + b",".join(b'"%d":%s' % (i % 99_999, nothing) for i in range(100_000)) + b"}"
+            ),
+            words="'0' twice",
         ),
     }
 
@@ -405,6 +432,16 @@ def damaged() -> dict[str, Case]:
         "beyond.safetensors": Case(header(nothing, length=5000), DAMAGED, words="cut off"),
         "list.safetensors": Case(header(b'{"w":[]}'), DAMAGED, words="header is damaged"),
         "deep.safetensors": Case(header(b'{"w":' + b"[" * 100_000), DAMAGED, words="safetensors"),
+        # Their product would take hours.
+        "numbers.safetensors": Case(
+            header(b'{"w":{"dtype":"F32","shape":[' + b",".join([b"9" * 4000] * 4000)
+                   + b'],"data_offsets":[0,4]}}', bytes(4)), DAMAGED, words="64 dimensions"),
+        "number.safetensors": Case(
+            header(b'{"w":{"dtype":"F32","shape":[' + b"9" * 4000 + b'],"data_offsets":[0,4]}}',
+                   bytes(4)), DAMAGED, words="no number from 0"),
+        "metadata.safetensors": Case(header(b'{"__metadata__":[[],[]]}'), DAMAGED, words="header"),
+        "texts.safetensors": Case(header(b'{"__metadata__":{"a":1}}'), DAMAGED, words="no text"),
+        "fields.onnx": Case(b"\x12\x00" * 1_000_000, DAMAGED, words="something else"),
         "negative.safetensors": Case(
             header(json.dumps({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}})
                    .encode(), bytes(4)), DAMAGED, words="header is damaged"),
@@ -417,9 +454,22 @@ def _array() -> bytes:
     return stream.getvalue()
 
 
-def _zip(files: dict[str, bytes]) -> bytes:
+def _laughs(value: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(18):
+        value = {f"k{j}": value for j in range(10)}
+    return value
+
+
+def _pickles_in_a_pickle() -> bytes:
+    inner = b"\x80\x02" + b"N0" * 400_000 + b"N."
+    held = b"B" + struct.pack("<I", len(inner)) + inner + b"0"
+    return b"\x80\x02" + held * 30 + b"N."
+
+
+def _zip(files: dict[str, bytes], *, packed: bool = False) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as file:
+    packing = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(stream, "w", packing) as file:
         for name, content in files.items():
             file.writestr(name, content)
     return stream.getvalue()

@@ -121,6 +121,21 @@ def test_hostile_files_are_refused(name, tmp_path):
     assert sorted(tmp_path.iterdir()) == [path]
 
 
+LABORIOUS = corpus.laborious()
+
+
+@pytest.mark.parametrize("name", sorted(LABORIOUS))
+def test_small_files_that_ask_for_hours_are_refused(name, tmp_path, monkeypatch):
+    # Lower, so that the test is short; what is not counted has no limit at all.
+    monkeypatch.setattr("robustann.models.pickles._MAX_OPCODES", 20_000)
+    monkeypatch.setattr("robustann.models.weights._MAX_TENSORS", 20_000)
+    content = LABORIOUS[name].content
+    with pytest.raises(RefusedError, match=LABORIOUS[name].words):
+        parse_weights(content, "it")
+    (tmp_path / name).write_bytes(content)
+    assert inspect_file(tmp_path / name).exit_code == 4
+
+
 @pytest.mark.parametrize("name", sorted(DAMAGED))
 def test_damaged_files_are_told(name, tmp_path):
     path = tmp_path / name

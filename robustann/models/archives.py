@@ -16,6 +16,7 @@ _MAX_ENTRIES = 100_000
 _MAX_RATIO = 100
 # Below it a high ratio is no bomb: a few hundred equal bytes shrink to a dozen.
 _SMALL = 2**20
+_ENTRY_MARK = b"PK\x01\x02"
 _STORED_OR_DEFLATED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
@@ -107,11 +108,18 @@ def open_archive(content: bytes, where: str) -> zipfile.ZipFile:
 
     Raises:
         ModelError: its directory cannot be read.
+        RefusedError: its directory would not fit into memory.
 
     >>> open_archive(b"PK", "'a.zip'")
     Traceback (most recent call last):
     robustann.errors.ModelError: expected a whole zip archive (as torch.save writes) in 'a.zip', ...
     """
+    # By chance the mark comes once in four billion bytes.
+    if content.count(_ENTRY_MARK) > 2 * _MAX_ENTRIES:
+        raise RefusedError(
+            f"{where} is refused: it has more than {_MAX_ENTRIES} entries. Ask its maker for a "
+            "safetensors file"
+        )
     try:
         return zipfile.ZipFile(io.BytesIO(content))
     except UNREADABLE as error:

@@ -17,6 +17,7 @@ _SHOWN = 3
 _PROBES = (1019, 1021)
 # PyTorch before 0.4.1 did not save it, and nothing computes with it in evaluation.
 _COUNTER = "num_batches_tracked"
+_MAX_PREFIXES = 10
 
 
 def check_state(
@@ -152,7 +153,7 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     """The empty one, then those that all names share, ending at a dot."""
     found = [""]
     names = list(names)
-    while names:
+    while names and len(found) < _MAX_PREFIXES:
         head, dot, _ = names[0][len(found[-1]) :].partition(".")
         longer = f"{found[-1]}{head}{dot}"
         if not dot or not all(name.startswith(longer) and name != longer for name in names):

@@ -21,7 +21,7 @@ from robustann.errors import ModelError, RefusedError, RobustannError
 from robustann.models.archives import UNREADABLE, Archive, open_archive
 from robustann.models.layout import Layout
 from robustann.models.onnx_facts import OnnxFacts, onnx_facts
-from robustann.models.pickles import Pickle, scan_pickle
+from robustann.models.pickles import Budget, Pickle, scan_pickle
 from robustann.models.shown import shown
 from robustann.models.sniffing import MAX_BYTES, Kind, read_once, sniff
 from robustann.models.weights import parse_weights
@@ -30,6 +30,7 @@ _MAX_DEPTH = 3
 _MAX_PICKLES = 1000
 _MAX_ENTRY = 64 * 2**20
 _MAX_UNPACKED = 2**30
+_MAX_ENTRIES = 10_000
 _MAX_HEAD = 10_000
 _ZIPPED = (
     Kind.ZIP, Kind.TORCH, Kind.TORCHSCRIPT, Kind.EXPORT, Kind.TORCH_PACKAGE, Kind.NPZ, Kind.KERAS,
@@ -152,8 +153,8 @@ def inspect_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) ->
         found.notes += weights.notes
     except RobustannError as error:
         refusal, exit_code = str(error), error.exit_code
-    if kind is Kind.SAFETENSORS:
-        _look_into_safetensors(content, found)
+    if kind is Kind.SAFETENSORS and refusal is None:
+        found.metadata = dict(Layout.of(content).metadata)
     elif kind is Kind.ONNX:
         found.onnx = onnx_facts(content)
     elif kind is Kind.NPY:
@@ -192,14 +193,7 @@ class _Found:
     notes: list[str] = field(default_factory=list)
     onnx: OnnxFacts | None = None
     unpacked: int = 0
-
-
-def _look_into_safetensors(content: bytes, found: _Found) -> None:
-    try:
-        layout = Layout.of(content)
-    except ModelError:
-        return  # told by the refusal
-    found.metadata = {str(name): str(text) for name, text in layout.metadata.items()}
+    budget: Budget = field(default_factory=Budget)
 
 
 def _look_into_zip(content: bytes, place: str, found: _Found, depth: int, max_bytes: int) -> None:
@@ -210,8 +204,15 @@ def _look_into_zip(content: bytes, place: str, found: _Found, depth: int, max_by
             found.notes.append(f"{shown(place)}: {error}")
     except ModelError:
         return  # told by the refusal
-    with open_archive(content, "it") as file:
+    try:
+        opened = open_archive(content, "it")
+    except RefusedError:
+        return  # told too
+    with opened as file:
         for entry in file.infolist():
+            if len(found.entries) >= _MAX_ENTRIES:
+                found.notes.append(f"not looked into after {_MAX_ENTRIES} entries")
+                return
             name = f"{place}!{entry.filename}" if place else entry.filename
             found.entries.append((name, entry.file_size))
             if entry.filename.casefold().endswith(_CODE_NAMES):
@@ -236,7 +237,7 @@ def _look_into_entry(
             array = head[:6] == b"\x93NUMPY"
             if not (named or inner or array or (head[:1] == b"\x80" and head[1:2] <= b"\x05")):
                 return
-            if found.unpacked > _MAX_UNPACKED:
+            if found.unpacked > _MAX_UNPACKED or found.budget.opcodes < 0:
                 found.notes.append(f"{shown(name)} was not looked into: there is too much")
                 return
             content = head + stream.read(_MAX_HEAD if array else _MAX_ENTRY)
@@ -256,7 +257,7 @@ def _look_into_pickles(
     content: bytes, place: str, found: _Found, *, by_chance: bool = False
 ) -> None:
     """All pickles that lie one after the other from the start, as in old files of PyTorch."""
-    for number, (start, part) in enumerate(_pickles(content)):
+    for number, (start, part) in enumerate(_pickles(content, found.budget)):
         # Numbers may look like the beginning of a pickle, and what follows one is raw numbers.
         if part.fault is not None and not part.globals and (by_chance or number):
             break
@@ -269,10 +270,10 @@ def _look_into_pickles(
         )
 
 
-def _pickles(content: bytes) -> Iterator[tuple[int, Pickle]]:
+def _pickles(content: bytes, budget: Budget) -> Iterator[tuple[int, Pickle]]:
     place = 0
     while place < len(content) and content[place : place + 1] != b"\0":
-        part = scan_pickle(content, place)
+        part = scan_pickle(content, place, budget)
         yield place, part
         if part.fault is not None or part.size <= 0:
             return

@@ -12,11 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from robustann.errors import ModelError
+from robustann.errors import ModelError, RefusedError
+from robustann.models.shown import shown
 
 _LENGTH = 8
 _ALIGNMENT = 8
 _METADATA = "__metadata__"
+# PyTorch takes no more; products of huge numbers would take hours.
+_MAX_DIMENSIONS = 64
+_MAX_NUMBER = 2**63
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "I16": 16, "U16": 16, "F16": 16,
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64, "C64": 64,
@@ -73,14 +77,17 @@ class Layout:
 
         Raises:
             ModelError: it is none, or does not fit the bytes after it.
+            RefusedError: it says something twice.
         """
         length = int.from_bytes(content[:_LENGTH], "little")
         start = _LENGTH + length
         try:
             if len(content) < _LENGTH or start > len(content):
                 raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
-            header = json.loads(content[_LENGTH:start])
+            header = json.loads(content[_LENGTH:start], object_pairs_hook=_once)
             metadata = header.pop(_METADATA, {})
+            if not all(isinstance(text, str) for text in metadata.values()):
+                raise ValueError("what it says about itself is no text")
             tensors = {str(name): _entry(facts) for name, facts in header.items()}
             _check(tensors, len(content) - start)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -109,11 +116,26 @@ class Layout:
         return len(text).to_bytes(_LENGTH, "little") + text + data
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dict; of a name that is there twice, each reader may take another one."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise RefusedError(
+            f"refused: the header names '{shown(twice)}' twice, so that two readers may see two "
+            "models. Ask its maker for another copy"
+        )
+    return found
+
+
 def _entry(facts: Mapping[str, Any]) -> Entry:
     begin, end = facts["data_offsets"]
     shape = tuple(facts["shape"])
-    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
-        raise ValueError("a place or a size is no number of at least 0")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"a tensor has more than {_MAX_DIMENSIONS} dimensions")
+    if not all(type(one) is int and 0 <= one < _MAX_NUMBER for one in (begin, end, *shape)):
+        raise ValueError("a place or a size is no number from 0")
     return Entry(str(facts["dtype"]), shape, begin, end)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from robustann.models.protobuf import Value, walk
 
 _MAX_DEPTH = 10
+# Two bytes can be a tensor, and take a hundred in memory.
+_MAX_FIELDS = 2_000_000
+_MAX_DIMENSIONS = 64
 _STANDARD = ("", "ai.onnx", "ai.onnx.ml")
 # TensorProto.DataType of onnx.proto.
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64",
@@ -52,6 +56,15 @@ class _Found:
     functions: set[str] = field(default_factory=set)
     weights: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
     external: set[str] = field(default_factory=set)
+    fields: int = 0
+
+    def walk(self, content: bytes | memoryview) -> Iterator[tuple[int, Value]]:
+        """The fields of a message, as long as the file has not too many."""
+        for number, value in walk(content):
+            self.fields += 1
+            if self.fields > _MAX_FIELDS:
+                raise ValueError(f"it has more than {_MAX_FIELDS} fields")
+            yield number, value
 
 
 def onnx_facts(content: bytes) -> OnnxFacts:
@@ -63,7 +76,7 @@ def onnx_facts(content: bytes) -> OnnxFacts:
     found = _Found()
     fault = None
     try:
-        for number, value in walk(content):
+        for number, value in found.walk(content):
             if number == 1 and isinstance(value, int):
                 found.ir_version = value
             elif number == 2:
@@ -89,20 +102,20 @@ def onnx_facts(content: bytes) -> OnnxFacts:
 def _graph(value: Value, found: _Found, depth: int) -> None:
     if isinstance(value, int) or depth > _MAX_DEPTH:
         raise ValueError("a graph is no message, or they are nested too deeply")
-    for number, part in walk(value):
+    for number, part in found.walk(value):
         if number == 1:
             _node(part, found, depth)
         elif number == 5:
             _tensor(part, found)
         elif number == 15:
-            for _, inner in walk(_message(part)):
+            for _, inner in found.walk(_message(part)):
                 if not isinstance(inner, int):
                     _tensor(inner, found)
 
 
 def _function(value: Value, found: _Found) -> None:
     name = domain = ""
-    for number, part in walk(_message(value)):
+    for number, part in found.walk(_message(value)):
         if number == 1:
             name = _text(part)
         elif number == 7:
@@ -114,7 +127,7 @@ def _function(value: Value, found: _Found) -> None:
 
 def _node(value: Value, found: _Found, depth: int) -> None:
     operator = domain = ""
-    for number, part in walk(_message(value)):
+    for number, part in found.walk(_message(value)):
         if number == 4:
             operator = _text(part)
         elif number == 7:
@@ -128,7 +141,7 @@ def _node(value: Value, found: _Found, depth: int) -> None:
 
 
 def _attribute(value: Value, found: _Found, depth: int) -> None:
-    for number, part in walk(_message(value)):
+    for number, part in found.walk(_message(value)):
         if number in (5, 10):
             _tensor(part, found, stored=False)
         elif number in (6, 11):
@@ -138,15 +151,17 @@ def _attribute(value: Value, found: _Found, depth: int) -> None:
 def _tensor(value: Value, found: _Found, *, stored: bool = True) -> None:
     name, kind = "", 0
     shape: list[int] = []
-    for number, part in walk(_message(value)):
+    for number, part in found.walk(_message(value)):
         if number == 1:
             shape += [part] if isinstance(part, int) else _packed(part)
+            if len(shape) > _MAX_DIMENSIONS:
+                raise ValueError(f"a tensor has more than {_MAX_DIMENSIONS} dimensions")
         elif number == 2 and isinstance(part, int):
             kind = part
         elif number == 8:
             name = _text(part)
         elif number == 13:
-            entry = {key: _text(text) for key, text in walk(_message(part))}
+            entry = {key: _text(text) for key, text in found.walk(_message(part))}
             if entry.get(1) == "location":
                 found.external.add(entry.get(2, ""))
     if stored:
@@ -161,6 +176,8 @@ def _packed(part: memoryview) -> list[int]:
         if byte < 0x80:
             numbers += [n for _, n in walk(b"\x08" + bytes(current)) if isinstance(n, int)]
             current.clear()
+        if len(numbers) > _MAX_DIMENSIONS:
+            break
     return numbers
 
 

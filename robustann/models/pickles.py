@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import pickletools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-_MAX_OPCODES = 2_000_000
+_MAX_OPCODES = 1_000_000
 _MAX_NESTED = 3
 _MAX_GLOBALS = 1000
 # Hashing tuples within tuples overflows the stack, which ends the process.
@@ -73,8 +73,25 @@ class Pickle:
         return tuple(name for name in self.globals if name not in _DATA)
 
 
-def scan_pickle(content: bytes | memoryview, start: int = 0) -> Pickle:
+@dataclass
+class Budget:
+    """How many opcodes may still be read, in one pickle or in several and in those inside them.
+
+    A short file can unpack to billions of them.
+
+    >>> scan_pickle(b"(N0N0N0N0N.", budget=Budget(5)).fault
+    'more opcodes than are looked at (1000000) or more than 1000 globals'
+    """
+
+    opcodes: int = field(default_factory=lambda: _MAX_OPCODES)
+
+
+def scan_pickle(
+    content: bytes | memoryview, start: int = 0, budget: Budget | None = None
+) -> Pickle:
     """Read one pickle from ``start``, opcode by opcode.
+
+    What is beyond the ``budget`` is not read, which counts as a fault.
 
     >>> import pickle
     >>> scan_pickle(pickle.dumps(print)).globals
@@ -82,10 +99,10 @@ def scan_pickle(content: bytes | memoryview, start: int = 0) -> Pickle:
     >>> scan_pickle(pickle.dumps([1, 2])[:-1]).fault
     'pickle exhausted before seeing STOP'
     """
-    return _scan(io.BytesIO(content), start, 0)
+    return _scan(io.BytesIO(content), start, 0, Budget() if budget is None else budget)
 
 
-def _scan(stream: io.BytesIO, start: int, depth: int) -> Pickle:
+def _scan(stream: io.BytesIO, start: int, depth: int, budget: Budget) -> Pickle:
     stream.seek(start)
     found: dict[str, None] = {}
     # What is on the stack, as far as it matters: text, _MARK, or how deeply a value is nested.
@@ -96,8 +113,12 @@ def _scan(stream: io.BytesIO, start: int, depth: int) -> Pickle:
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             opcodes += 1
-            if opcodes > _MAX_OPCODES or len(found) > _MAX_GLOBALS:
-                fault = f"more than {_MAX_OPCODES} opcodes or {_MAX_GLOBALS} globals"
+            budget.opcodes -= 1
+            if budget.opcodes < 0 or len(found) > _MAX_GLOBALS:
+                fault = (
+                    f"more opcodes than are looked at ({_MAX_OPCODES}) or more than "
+                    f"{_MAX_GLOBALS} globals"
+                )
                 break
             name = opcode.name
             calls += name in _CALLS
@@ -114,7 +135,7 @@ def _scan(stream: io.BytesIO, start: int, depth: int) -> Pickle:
             elif name.startswith("EXT"):
                 found[f"(extension {argument} of copyreg)"] = None
             if isinstance(argument, bytes | bytearray) and depth < _MAX_NESTED:
-                for inner in _nested(bytes(argument), depth):
+                for inner in _nested(bytes(argument), depth, budget):
                     found.setdefault(inner)
             _move(stack, memo, opcode, argument)
             if stack and isinstance(stack[-1], int) and stack[-1] > _MAX_VALUE_DEPTH:
@@ -126,11 +147,11 @@ def _scan(stream: io.BytesIO, start: int, depth: int) -> Pickle:
     return Pickle(tuple(found), calls, stream.tell() - start, fault, magic)
 
 
-def _nested(content: bytes, depth: int) -> tuple[str, ...]:
+def _nested(content: bytes, depth: int, budget: Budget) -> tuple[str, ...]:
     """Globals of a pickle inside a pickle, which a call of ``pickle.loads`` would reach."""
     if content[:1] != b"\x80" or content[-1:] != b".":
         return ()
-    return _scan(io.BytesIO(content), 0, depth + 1).globals
+    return _scan(io.BytesIO(content), 0, depth + 1, budget).globals
 
 
 _MARK = object()

@@ -14,6 +14,8 @@ _MODEL = {1: _VARINT, 2: _BYTES, 3: _BYTES, 4: _BYTES, 5: _VARINT, 6: _BYTES, 7:
           8: _BYTES, 14: _BYTES, 20: _BYTES, 25: _BYTES, 26: _BYTES}  # fmt: skip
 _IR_VERSION = 1
 _LATEST_IR_VERSION = 100
+# Before a graph there are a version, names and a few texts.
+_MAX_PROBED = 1000
 
 Value = int | memoryview
 
@@ -62,6 +64,8 @@ def looks_like_onnx(content: bytes) -> bool:
                 version = isinstance(value, int) and 0 < value < _LATEST_IR_VERSION
             if version and known > 1:
                 return True
+            if known > _MAX_PROBED:
+                return False
     except ValueError:
         pass
     return False

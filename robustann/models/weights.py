@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,16 @@ from torch import Tensor
 from robustann.errors import ModelError, RefusedError, UsageError
 from robustann.models.archives import Archive
 from robustann.models.layout import Layout
-from robustann.models.pickles import Pickle, scan_pickle
+from robustann.models.pickles import Budget, Pickle, scan_pickle
 from robustann.models.shown import shown
 from robustann.models.sniffing import MAX_BYTES, MAX_HEADER, Kind, read_once, sniff
 
 _SHOWN = 8
 _MAX_DEPTH = 20
 _MAX_TENSORS = 1_000_000
+# Of all names of tensors together, and of one.
+_MAX_NAMES = 2**27
+_MAX_NAME = 1000
 # A network's structure takes some hundred bytes a tensor.
 _MAX_STRUCTURE = 64 * 2**20
 
@@ -277,16 +279,14 @@ def _read_safetensors(content: bytes, where: str) -> dict[str, Tensor]:
             f"header alone takes {8 + length}; it was cut off. Copy it again"
         )
     try:
-        _refuse_repeated_names(content[8 : 8 + length], where)
         layout = Layout.of(content)
+        _check_names(layout.tensors, where)
         tensors = dict(load(content))
-    except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
+    except (ModelError, RefusedError) as error:
+        raise type(error)(f"{where}: {error}") from error
     # Damaged headers raise ValueError, KeyError and more beside its own class.
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError,
             RecursionError) as error:  # fmt: skip
-        if isinstance(error, UsageError):
-            raise
         raise ModelError(
             f"expected a whole safetensors file in {where}, reading it failed with "
             f"{type(error).__name__}: {_first_line(error)}; copy it again"
@@ -299,19 +299,13 @@ def _read_safetensors(content: bytes, where: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _refuse_repeated_names(header: bytes, where: str) -> None:
-    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+def _check_names(names: Iterable[str], where: str) -> None:
+    for name in names:
+        if len(name) > _MAX_NAME:
             raise RefusedError(
-                f"{where} is refused: its header names '{shown(twice)}' twice, so that two readers "
-                "may see two models. Ask its maker for another copy"
+                f"{where} is refused: a tensor's name takes {len(name)} characters, at most "
+                f"{_MAX_NAME} are allowed. Ask its maker for another copy"
             )
-        return found
-
-    json.loads(header, object_pairs_hook=check)
 
 
 def _read_torch(
@@ -334,8 +328,7 @@ def _read_torch(
             notes.append(f"took the tensors under '{name}'{left}")
             found = inner
             break
-    tensors: dict[str, Tensor] = {}
-    _flatten(found, "", tensors, where, 0)
+    tensors = _flatten(found, where)
     if not tensors:
         raise ModelError(f"expected tensors in {where}, got none; save the model's state_dict()")
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -351,30 +344,57 @@ def _read_torch(
     return tensors, notes
 
 
-def _flatten(
-    tree: Mapping[Any, Any], prefix: str, into: dict[str, Tensor], where: str, depth: int
-) -> None:
-    if depth > _MAX_DEPTH:
-        raise RefusedError(f"{where} is refused: its dicts are nested deeper than {_MAX_DEPTH}")
-    for key, value in tree.items():
-        name = f"{prefix}{key}" if isinstance(key, str) else ""
-        if not isinstance(key, str) or name in into:
-            came = f"'{shown(name)}' twice" if isinstance(key, str) else _kind_of(key)
+def _flatten(tree: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
+    """The tensors in dicts of dicts, their names joined by dots.
+
+    One dict may lie in many others, so that a small file stands for billions of entries: every
+    entry met is counted, be there a tensor in it or not.
+    """
+    tensors: dict[str, Tensor] = {}
+    below = [("", iter(tree.items()))]
+    entries = characters = 0
+    while below:
+        prefix, items = below[-1]
+        pair = next(items, None)
+        if pair is None:
+            below.pop()
+            continue
+        key, value = pair
+        entries += 1
+        if entries > _MAX_TENSORS:
+            raise RefusedError(f"{where} is refused: it holds more than {_MAX_TENSORS} tensors")
+        if not isinstance(key, str):
             raise ModelError(
-                f"expected names of tensors as text, each once, in {where}, got {came}; save the "
+                f"expected names of tensors as text in {where}, got {_kind_of(key)}; save the "
                 "model's state_dict()"
             )
+        _check_names((prefix, key), where)
+        name = prefix + key
+        characters += len(name)
+        if characters > _MAX_NAMES:
+            raise RefusedError(
+                f"{where} is refused: the names in it take more than {_MAX_NAMES} characters"
+            )
         if isinstance(value, Mapping):
-            _flatten(value, f"{name}.", into, where, depth + 1)
+            if len(below) > _MAX_DEPTH:
+                raise RefusedError(
+                    f"{where} is refused: its dicts are nested deeper than {_MAX_DEPTH}"
+                )
+            below.append((f"{name}.", iter(value.items())))
+        elif name in tensors:
+            raise ModelError(
+                f"expected each name of a tensor once in {where}, got '{shown(name)}' twice; save "
+                "the model's state_dict()"
+            )
         elif isinstance(value, Tensor):
-            into[name] = _plain(value, name, where)
+            tensors[name] = _plain(value, name, where)
         else:
             raise ModelError(
                 f"expected nothing but tensors in {where}, got {_kind_of(value)} under "
                 f"'{shown(name)}'; save the model's state_dict()"
             )
-        if len(into) > _MAX_TENSORS:
-            raise RefusedError(f"{where} is refused: it holds more than {_MAX_TENSORS} tensors")
+    _check_names(tensors, where)
+    return tensors
 
 
 def _plain(tensor: Tensor, name: str, where: str) -> Tensor:
@@ -430,8 +450,9 @@ def _legacy_parts(content: bytes) -> list[Pickle]:
     """The pickles at the start: magic number, protocol, system, structure, keys of storages."""
     parts = []
     place = 0
+    budget = Budget()
     for _ in range(5):
-        parts.append(scan_pickle(content, place))
+        parts.append(scan_pickle(content, place, budget))
         place += parts[-1].size
         if parts[-1].fault is not None:
             break
