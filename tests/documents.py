@@ -9,11 +9,15 @@ What a fence does is told by its language:
 - ``toml``, ``yaml``, ``json``: is parsed. ``text``, ``csv``: nothing.
 
 ``<!-- not run: REASON -->`` before a fence leaves it out.
+
+A page that is followed in a checkout (a copy: the guides add files to it) has its commands run by
+what is in there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -67,8 +71,9 @@ def commands(text: str) -> Iterator[tuple[str, int]]:
 class Reader:
     """Somebody who follows one page, in the current folder."""
 
-    def __init__(self, page: Path) -> None:
+    def __init__(self, page: Path, checkout: Path | None = None) -> None:
         self.page = page
+        self.checkout = checkout
         self.namespace: dict[str, object] = {"__name__": "__main__"}
 
     def follow(self) -> int:
@@ -122,13 +127,23 @@ class Reader:
             check_install(words)
         elif words[0] == "docker":
             assert (ROOT / "Dockerfile").is_file()
-        elif words[0] == "robustann" and not set("|><&;$`") & set(command):
+        elif (
+            words[0] == "robustann" and self.checkout is None and not set("|><&;$`") & set(command)
+        ):
             code = run_robustann(words)
             assert code == expected, f"'{command}' ended with {code}, not {expected}"
         else:
+            # This environment's python and robustann, and the checkout's code.
+            paths = [str(self.checkout), os.environ.get("PYTHONPATH", "")]
+            environment = {
+                **os.environ,
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+                "PYTHONPATH": os.pathsep.join(paths[self.checkout is None :]),
+            }
             done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True
-            )
+                ["bash", "-euo", "pipefail", "-c", command],
+                capture_output=True, text=True, env=environment,
+            )  # fmt: skip
             assert done.returncode == expected, f"'{command}': {done.stdout}{done.stderr}"
 
 

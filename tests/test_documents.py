@@ -48,6 +48,14 @@ def weights(path: Path) -> None:
         torch.save({"state_dict": resnet18(num_classes=3).state_dict()}, path)
 
 
+def checkout(folder: Path) -> None:
+    """A copy of the package and its tests, in the folder itself."""
+    for name in ("attacks", "defenses", "reports", "robustann", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
 GIVEN: dict[str, Callable[[Path, ra.ImageData], None]] = {
     "images": pictures,
     "weights.pt": lambda path, _: weights(path),
@@ -81,13 +89,30 @@ def test_every_snippet_runs_as_printed(
     for name, make in GIVEN.items():
         if name in text:
             make(tmp_path / name, digits)
-    reader = Reader(page)
+    guide = page.name.startswith("adding-")
+    if guide:
+        checkout(tmp_path)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.py")}
+    reader = Reader(page, tmp_path if guide else None)
     done = reader.follow()
+    if guide:
+        # A guide adds files, and changes none.
+        assert all(path.read_bytes() == content for path, content in before.items())
     assert done == sum(fence.reason is None for fence in documents.fences(page))
     if page.name == "README.md":
         assert done >= 6
         assert (tmp_path / "report.html").stat().st_size > 10_000
         assert 0 < reader.namespace["broken"].success_rate < 1  # type: ignore[attr-defined]
+
+
+def test_the_guide_adds_an_attack_in_under_sixty_lines() -> None:
+    written = [
+        fence
+        for fence in documents.fences(ROOT / "docs" / "adding-an-attack.md")
+        if fence.title is not None
+    ]
+    assert [fence.title for fence in written] == ["attacks/ni_fgsm.py", "tests/test_ni_fgsm.py"]
+    assert sum(len(fence.text.splitlines()) for fence in written) < 60
 
 
 @pytest.mark.parametrize("page", LINKED, ids=named)

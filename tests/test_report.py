@@ -120,22 +120,6 @@ def test_sections_stand_in_the_order_of_their_files() -> None:
     assert [section["id"] for section in sections] == [
         re.sub(r"^\d+-|\.html\.j2$", "", name) for name in names
     ]
-    assert [section["id"] for section in sections] == [
-        "verdict",
-        "trust",
-        "attacks",
-        "curve",
-        "certificate",
-        "effort",
-        "classes",
-        "confusion",
-        "gallery",
-        "explanations",
-        "weights",
-        "limits",
-        "definitions",
-        "provenance",
-    ]
 
 
 def test_effort_falls_from_clean_to_the_worst_case_at_the_cost_of_each_fall() -> None:
