@@ -99,7 +99,7 @@ def test_diagnosis_names_the_fault_of_each_broken_defense(
     finding = next(one for one in found.findings if one.check == exhibit.check)
     assert CHECKS[exhibit.check].advice in finding.explanation
     booleans = {
-        "gradient-missing": found.gradient_missing,
+        "gradient-missing": found.gradient_partly_missing,
         "gradient-mismatch": found.gradient_unreliable,
         "gradient-shattered": found.gradient_unreliable,
         "saturated-loss": found.saturated,

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -130,17 +131,55 @@ class ArgmaxHead(Wrapped):
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
 
 
-class Closed(nn.Module):
-    """Returns the predicted class alone, and keeps its network where no attacker finds it."""
+class InOnePiece(nn.Module):
+    """A defense that has no part which could be attacked in its place: its network is no submodule
+    of its own."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        # Not a submodule.
         self.hidden = [inner]
 
+    def inner(self, x: Tensor) -> Tensor:
+        return self.hidden[0](x)
+
+
+class Closed(InOnePiece):
+    """Returns the predicted class alone, by a way that no gradient can be thought into."""
+
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.hidden[0](x)
+        logits = self.inner(x)
+        classes = logits.argmax(1).cpu().numpy()
+        return torch.from_numpy(np.eye(logits.shape[1], dtype=np.float32)[classes]).to(x.device)
+
+
+class OneHotInOnePiece(InOnePiece):
+    """Returns the predicted class alone, one-hot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
+
+
+class CodecInOnePiece(InOnePiece):
+    """Encodes each image in NumPy, coarsely, and decodes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        decoded = [torch.from_numpy(np.round(16 * one.detach().cpu().numpy()) / 16) for one in x]
+        return self.inner(torch.stack(decoded).to(x))
+
+
+class RoundedProbabilities(InOnePiece):
+    """Returns probabilities in whole percents."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (100 * self.inner(x).softmax(1)).round() / 100
+
+
+class SharpProbabilities(InOnePiece):
+    """Returns probabilities that float32 rounds to 0 and 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(50 * self.inner(x), dim=1)
 
 
 class HashedTransform(Wrapped):
@@ -220,6 +259,10 @@ ZOO: dict[str, Exhibit] = {
     "k winners take all": Exhibit(winners_take_all, "gradient-shattered"),
     "argmax head": Exhibit(ArgmaxHead, "gradient-missing"),
     "closed": Exhibit(Closed, "gradient-missing"),
+    "one-hot, in one piece": Exhibit(OneHotInOnePiece, "gradient-missing"),
+    "codec, in one piece": Exhibit(CodecInOnePiece, "gradient-missing"),
+    "rounded probabilities": Exhibit(RoundedProbabilities, "gradient-missing"),
+    "sharp probabilities": Exhibit(SharpProbabilities, "gradient-missing"),
     "hashed transform": Exhibit(HashedTransform, "gradient-mismatch"),
     "batch statistics": Exhibit(BatchStatistics, "batch-dependent"),
     "purified": Exhibit(Purified, "dynamic-defense"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustann.attacks.engine import frozen
 from robustann.attacks.losses import margin
 from robustann.auditing.batching import is_out_of_memory
+from robustann.auditing.straight import Straightened
 
 # Of the images, so many must get the same class from the part alone ...
 _AGREEMENT = 0.8
@@ -24,12 +25,26 @@ class Part:
     """A part of a model that takes the same images and answers for the same classes.
 
     ``name`` says where it is; ``agreement`` is the share of images that it puts into the same class
-    as the whole model does.
+    as the whole model does. ``whole`` says that it is no part but the model itself, straightened.
     """
 
     name: str
     module: nn.Module
     agreement: float
+    whole: bool = False
+
+    @property
+    def words(self) -> str:
+        """Through what gradients are taken, and as if what were the identity."""
+        if self.whole:
+            return (
+                "through the model as if its steps without a gradient (rounding, comparisons, "
+                "detours) were the identity (BPDA)"
+            )
+        return (
+            f"through '{self.name}', a part of the model that has them and agrees with it on "
+            f"{self.agreement:.0%} of the images, as if the rest were the identity (BPDA)"
+        )
 
 
 class SeenThrough(nn.Module):
@@ -85,7 +100,8 @@ def differentiable_part(model: nn.Module, x: Tensor, labels: Tensor, seed: int) 
     It takes images of the same shape (where it stands in the model they may be changed ones),
     answers for the same classes, mostly agrees with the whole model on ``x`` (N, C, H, W), and has
     gradients there. Of several the one that agrees most is taken, the outermost of equals. Parts
-    are submodules and the tails of sequences of them.
+    are submodules and the tails of sequences of them; where none will do, the model itself, if it
+    has gradients once its steps without one are taken for the identity.
     """
     found: list[Part] = []
     with frozen(model, seed):
@@ -93,24 +109,35 @@ def differentiable_part(model: nn.Module, x: Tensor, labels: Tensor, seed: int) 
         with torch.no_grad():
             whole: Tensor = model(x)
         for name, module in _parts(model, called):
-            try:
-                images = x.clone().requires_grad_()
-                logits = module(images)
-                fits = isinstance(logits, Tensor) and logits.shape == whole.shape
-                if not fits or not logits.requires_grad or not bool(logits.isfinite().all()):
-                    continue
-                (slope,) = torch.autograd.grad(margin(logits, labels).sum(), images)
-            except Exception as error:
-                # A part need not run by itself; but no memory says nothing of the part.
-                if is_out_of_memory(error):
-                    raise
-                continue
-            agreement = float((logits.argmax(1) == whole.argmax(1)).double().mean())
-            sloped = slope.flatten(1).abs().amax(1)
-            share = float(((sloped > 0) & sloped.isfinite()).double().mean())
-            if agreement >= _AGREEMENT and share >= _SLOPED:
+            agreement = _agreement(module, x, labels, whole)
+            if agreement is not None:
                 found.append(Part(name, module, agreement))
+        if not found:
+            straight = Straightened(model)
+            agreement = _agreement(straight, x, labels, whole)
+            if agreement is not None:
+                found.append(Part("the model", straight, agreement, whole=True))
     return max(found, key=lambda part: part.agreement, default=None)
+
+
+def _agreement(module: nn.Module, x: Tensor, labels: Tensor, whole: Tensor) -> float | None:
+    """The share of images that a part puts into the same class; None where it is of no use."""
+    try:
+        images = x.clone().requires_grad_()
+        logits = module(images)
+        fits = isinstance(logits, Tensor) and logits.shape == whole.shape
+        if not fits or not logits.requires_grad or not bool(logits.isfinite().all()):
+            return None
+        (slope,) = torch.autograd.grad(margin(logits, labels).sum(), images)
+    except Exception as error:
+        # A part need not run by itself; but no memory says nothing of the part.
+        if is_out_of_memory(error):
+            raise
+        return None
+    agreement = float((logits.argmax(1) == whole.argmax(1)).double().mean())
+    sloped = slope.flatten(1).abs().amax(1)
+    share = float(((sloped > 0) & sloped.isfinite()).double().mean())
+    return agreement if agreement >= _AGREEMENT and share >= _SLOPED else None
 
 
 def _called(model: nn.Module, x: Tensor) -> set[nn.Module]:

@@ -220,18 +220,21 @@ def plan(
             "hold for the average. What is drawn for an image hangs on its batch, so figures "
             "vary a little with the batch size."
         )
-    missing = diagnosis.gradient_missing
+    # For some images only: that is reason enough to go through a part, if there is one.
+    partly = diagnosis.gradient_partly_missing
+    missing = diagnosis.gradient_missing or (partly and part is not None)
     suspect = (
-        missing or diagnosis.gradient_unreliable or diagnosis.dynamic or diagnosis.batch_dependent
+        missing
+        or partly
+        or (diagnosis.gradient_unreliable or diagnosis.dynamic or diagnosis.batch_dependent)
     )
     chosen = tuple(stages)
     seen, told = None, ""
     if part is not None:
         seen = SeenThrough(judged, part.module)
         told = (
-            f"Gradients were{'' if missing else ' also'} taken through '{part.name}', a part of "
-            f"the model that has them and agrees with it on {part.agreement:.0%} of the images, "
-            "as if the rest were the identity (BPDA); successes are the whole model's. "
+            f"Gradients were{'' if missing else ' also'} taken {part.words}; successes are the "
+            "whole model's. "
         )
         if missing:
             chosen = tuple(_through(stage) for stage in chosen)

@@ -496,7 +496,7 @@ class Audit:
         x, labels = split.images(sample).cpu(), split.labels[sample]
         found = diagnose(model, x, labels, config.threat, seed=config.seed)
         part = None
-        if found.gradient_missing or found.gradient_unreliable or found.dynamic:
+        if found.gradient_partly_missing or found.gradient_unreliable or found.dynamic:
             device = model_device(model)
             part = differentiable_part(model, x.to(device), labels.to(device), config.seed)
         return plan(

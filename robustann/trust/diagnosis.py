@@ -45,6 +45,7 @@ class Diagnosis:
         randomised: repeated forwards differ: average over draws.
         batch_dependent: an image's logits hang on its batch.
         gradient_missing: next to no image has a usable gradient: gradients cannot be attacked.
+        gradient_partly_missing: too many images have none.
         gradient_unreliable: the gradient is not the slope, or none that leads anywhere.
         softmax_output: the model returns probabilities.
         saturated: softmax is exactly 0 and 1 in float32.
@@ -56,6 +57,7 @@ class Diagnosis:
     randomised: bool = False
     batch_dependent: bool = False
     gradient_missing: bool = False
+    gradient_partly_missing: bool = False
     gradient_unreliable: bool = False
     softmax_output: bool = False
     saturated: bool = False
@@ -129,6 +131,7 @@ def diagnose(
         randomised="randomised" in failed,
         batch_dependent="batch-dependent" in failed,
         gradient_missing=(missing.value or 0.0) > 0.9,
+        gradient_partly_missing="gradient-missing" in failed,
         gradient_unreliable=bool(failed & {"gradient-mismatch", "gradient-shattered"}),
         softmax_output="softmax-output" in failed,
         saturated="saturated-loss" in failed,
