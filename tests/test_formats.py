@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import json
 import sys
@@ -643,6 +644,49 @@ def test_onnx_data_elsewhere_is_refused(audit, tmp_path, location):
     code, _, _, told = audit("--model", inside / "net.onnx", *NAMES)
     assert code == 4
     assert "outside its own folder" in told
+
+
+@ONNX
+def test_onnx_data_elsewhere_is_refused_wherever_a_tensor_can_be(tmp_path, data):
+    import onnx
+    from onnx import helper
+
+    from robustann.models.inspecting import inspect_file
+
+    outside = onnx.TensorProto(data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
+    entry = outside.external_data.add()
+    entry.key, entry.value = "location", "/etc/passwd"
+    attribute = helper.make_attribute("value", helper.make_tensor("t", 1, [1], [0.0]))
+    attribute.t.CopyFrom(outside)
+    for place in ("node", "function", "default", "training"):
+        write_onnx(tmp_path / "net.onnx")
+        model = onnx.load_model_from_string((tmp_path / "net.onnx").read_bytes())
+        node = helper.make_node("Constant", [], ["c"])
+        node.attribute.append(attribute)
+        if place == "node":
+            model.graph.node.append(node)
+        elif place == "function":
+            model.functions.add(name="f", domain="x").node.append(node)
+        elif place == "default":
+            model.functions.add(name="f", domain="x").attribute_proto.append(attribute)
+        else:
+            model.training_info.add().algorithm.node.append(node)
+        (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(ra.RefusedError, match="outside its own folder"):
+            resolve_model(request(tmp_path / "net.onnx"), lambda size: data)
+        assert inspect_file(tmp_path / "net.onnx").onnx.outside == ("/etc/passwd",)
+
+
+@ONNX
+def test_a_pin_of_onnx_covers_its_data(tmp_path, data):
+    write_onnx(tmp_path / "net.onnx", location="data.bin")
+    alone = hashlib.sha256((tmp_path / "net.onnx").read_bytes())
+    with pytest.raises(ra.RefusedError, match=r"cat net.onnx data.bin \| sha256sum"):
+        asked = request(tmp_path / "net.onnx", model_sha256=alone.hexdigest())
+        resolve_model(asked, lambda size: data)
+    alone.update((tmp_path / "data.bin").read_bytes())
+    asked = request(tmp_path / "net.onnx", model_sha256=alone.hexdigest())
+    assert resolve_model(asked, lambda size: data).sha256 == alone.hexdigest()
 
 
 @ONNX

@@ -83,6 +83,10 @@ def onnx_facts(content: bytes) -> OnnxFacts:
                 found.producer = _text(value)
             elif number == 7:
                 _graph(value, found, 0)
+            elif number == 20:
+                for part, graph in found.walk(_message(value)):
+                    if part in (1, 2):
+                        _graph(graph, found, 0)
             elif number == 25:
                 _function(value, found)
     except ValueError as error:
@@ -122,6 +126,8 @@ def _function(value: Value, found: _Found) -> None:
             _node(part, found, 0)
         elif number == 10:
             domain = _text(part)
+        elif number == 11:
+            _attribute(part, found, 0)
     found.functions.add(f"{domain}.{name}")
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from robustann.errors import ModelError, RobustannError, UsageError, unknown_name
 from robustann.factory import call_factory, is_factory
+from robustann.models.bounded import NumbersOnCpu
 from robustann.models.classifier import ImageClassifier, ModelSpec
 from robustann.models.preact_resnet import preact_resnet18
 from robustann.models.small_cnn import small_cnn
@@ -149,7 +148,7 @@ def expected_tensors(spec: ModelSpec) -> dict[str, Tensor]:
     >>> expected_tensors(spec)["normalize.mean"].shape
     torch.Size([3, 1, 1])
     """
-    with torch.device("meta"), _NumbersOnCpu():
+    with torch.device("meta"), NumbersOnCpu():
         return ImageClassifier(_network(spec), spec).state_dict()
 
 
@@ -190,18 +189,6 @@ class RepeatChannel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W)."""
         return images.expand(-1, 3, -1, -1)
-
-
-class _NumbersOnCpu(TorchFunctionMode):
-    """RegNet and networks of timm compute with tensors while they are made: they need values."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        options = dict(kwargs or {})
-        if func in (torch.arange, torch.linspace, torch.tensor):
-            options["device"] = "cpu"
-        return func(*args, **options)
 
 
 def _network(spec: ModelSpec) -> nn.Module:

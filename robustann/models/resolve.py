@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustann.errors import ModelError, RobustannError, UsageError
 from robustann.factory import call_factory
+from robustann.models.bounded import bounded
 from robustann.models.classifier import ImageClassifier, ModelSpec
 from robustann.models.fitting import align, check_finite, check_state
 from robustann.models.foreign.adapters import Carried, ForeignClassifier, Network
@@ -24,7 +25,12 @@ from robustann.models.io import load_model, read_sidecar, sidecar_path
 from robustann.models.registry import TIMM_PREFIX, build, check_logits, first_problem
 from robustann.models.request import ModelRequest
 from robustann.models.sniffing import Kind, read_once, sniff
-from robustann.models.weights import Weights, check_sha256, parse_weights
+from robustann.models.weights import (
+    Weights,
+    check_environment,
+    check_sha256,
+    parse_weights,
+)
 
 _IMAGES = 16
 
@@ -93,6 +99,7 @@ def resolve_model(request: ModelRequest, data: Data) -> Resolved:
     (tensor([1.]), 64)
     """
     request.check()
+    check_environment()
     if request.model is None:
         return _finished(_from_factory(request, data), request, data)
     if request.is_folder:
@@ -106,13 +113,13 @@ def resolve_model(request: ModelRequest, data: Data) -> Resolved:
     content = read_once(path)
     kind = sniff(content)
     if kind in (Kind.ONNX, Kind.TORCHSCRIPT, Kind.EXPORT):
-        sha256 = check_sha256(content, request.model_sha256, f"'{path}'")
         if request.arch is not None or request.factory is not None:
             raise UsageError(
                 f"'{path}' is {kind.words}, a whole network; leave out --arch and --factory"
             )
         if kind is Kind.ONNX:
-            return _finished(open_onnx(path, content), request, data)
+            return _finished(open_onnx(path, content, request.model_sha256), request, data)
+        sha256 = check_sha256(content, request.model_sha256, f"'{path}'")
         check_allowed(kind, path, request.allow_code_execution)
         opened = open_torchscript if kind is Kind.TORCHSCRIPT else open_exported
         return _finished(opened(content, path, sha256), request, data)
@@ -138,9 +145,7 @@ def _is_ours(path: Path, request: ModelRequest) -> bool:
 
 def _ours(request: ModelRequest) -> Resolved:
     path = request.path
-    if request.model_sha256 is not None:
-        check_sha256(read_once(path), request.model_sha256, f"'{path}'")
-    model = load_model(path, arch=request.arch)
+    model = load_model(path, arch=request.arch, sha256=request.model_sha256)
     sidecar = read_sidecar(path)
     carried = Carried(
         sidecar_path(path).name,
@@ -204,7 +209,11 @@ def _timm_folder(request: ModelRequest, data: Data) -> Resolved:
     weights = parse_weights(read_once(path), f"'{path}'", sha256=request.model_sha256)
     size = request.input_size or carried.size or data(None).shape[1:]
     channels = carried.channels or 3
-    net = timm_network(name, classes, (channels, *size), options)
+    net = bounded(
+        lambda: timm_network(name, classes, (channels, *size), options),
+        weights.tensors,
+        f"'{path}'",
+    )
     fit_weights(net, weights.tensors, f"'{path}'", f"timm:{name}")
     network = Network(
         net, f"timm:{name}", replace(carried, size=size, channels=channels), weights.sha256

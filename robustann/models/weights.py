@@ -121,8 +121,21 @@ def check_sha256(content: bytes, expected: str | None, where: str) -> str:
     'e3b0c442'
     """
     came = hashlib.sha256(content).hexdigest()
+    check_pin(came, expected, where)
+    return came
+
+
+def check_pin(came: str, expected: str | None, where: str, hint: str = "") -> None:
+    """Refuse a file whose SHA-256 ``came``, in hex, is not ``expected``, unless that is None.
+
+    Raises:
+        UsageError: ``expected`` is no SHA-256.
+        RefusedError: it is another one.
+
+    >>> check_pin("0" * 64, "SHA256:" + "0" * 64, "it")
+    """
     if expected is None:
-        return came
+        return
     wanted = expected.strip().lower().removeprefix("sha256:")
     if len(wanted) != 64 or not set(wanted) <= set("0123456789abcdef"):
         raise UsageError(
@@ -133,8 +146,8 @@ def check_sha256(content: bytes, expected: str | None, where: str) -> str:
         raise RefusedError(
             f"{where} is refused: expected the SHA-256 {wanted}, got {came}; it is another file "
             "than the one that was pinned. Get the right one, or pin this one if you trust it"
+            f"{hint}"
         )
-    return came
 
 
 def check_environment() -> None:

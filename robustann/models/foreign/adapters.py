@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from robustann.errors import ModelError
 from robustann.models.classifier import ModelSpec, Normalize
 
+MAX_SIDE = 2048
+"""Of images, in pixels, that a file may ask for."""
+
 
 @dataclass(frozen=True)
 class Carried:
@@ -26,6 +29,9 @@ class Carried:
         channels: how many.
         class_names: one an output.
 
+    Raises:
+        ModelError: sizes that no images have.
+
     >>> Carried("config.json").mean is None
     True
     """
@@ -37,6 +43,15 @@ class Carried:
     size: tuple[int, int] | None = None
     channels: int | None = None
     class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        # Images are resized on this word: a side of a million pixels takes all memory.
+        sizes = [*(self.size or ()), *([] if self.channels is None else [self.channels])]
+        if not all(1 <= one <= MAX_SIDE for one in sizes):
+            raise ModelError(
+                f"{self.source} states images of {sizes} (height, width, channels), where "
+                f"robustann takes 1 to {MAX_SIDE}; correct it"
+            )
 
 
 @dataclass(frozen=True)

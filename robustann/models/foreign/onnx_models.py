@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from robustann.errors import ModelError, RefusedError, UsageError
 from robustann.extras import need
 from robustann.models.foreign.adapters import Carried, FixedBatch, Network
+from robustann.models.onnx_facts import onnx_facts
 from robustann.models.sniffing import read_once
+from robustann.models.weights import check_pin
 
 # Of the spread of the logits: kernels of two libraries round differently.
 _TOLERANCE = 1e-3
@@ -75,22 +77,25 @@ class BlackBox(nn.Module):
         return BlackBox(self._content, self._output, self._dtype)
 
 
-def open_onnx(path: Path, content: bytes) -> Network:
+def open_onnx(path: Path, content: bytes, sha256: str | None = None) -> Network:
     """The network in an ONNX file.
 
     Args:
         path: where it lies; data outside the file must lie in the same folder.
         content: its bytes.
+        sha256: what the SHA-256 must be of these and the data outside, one after the other.
 
     Raises:
         UsageError: onnx or onnxruntime is not installed.
-        RefusedError: it refers to data outside its folder.
+        RefusedError: it refers to data outside its folder, or is not what was pinned.
         ModelError: it is damaged, or no image classifier.
     """
     onnx = need("onnx", "onnx")
     need("onnx.version_converter", "onnx")
     need("onnxruntime", "onnx")
     sha = hashlib.sha256(content)
+    if not onnx_facts(content).external:
+        check_pin(sha.hexdigest(), sha256, f"'{path}'")
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:
@@ -99,6 +104,9 @@ def open_onnx(path: Path, content: bytes) -> Network:
             f"{str(error)[:200]}; copy it again"
         ) from error
     outside = _bring_inside(onnx, model, path, sha)
+    files = " ".join([path.name, *outside])
+    hint = f". The pin of a model in several files is what 'cat {files} | sha256sum' prints"
+    check_pin(sha.hexdigest(), sha256, f"'{path}'", hint if outside else "")
     if outside:
         if model.ByteSize() > _MAX_PROTOBUF:
             raise ModelError(
@@ -199,36 +207,24 @@ def _prepared(onnx: Any, model: Any, version: int | None) -> Any:
     return made if version is None else onnx.version_converter.convert_version(made, version)
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    """All tensors of a graph, its nodes and the graphs inside them."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _tensors_of_nodes(graph.node)
+def _tensors(onnx: Any, message: Any) -> Iterator[Any]:
+    """All tensors in a message, wherever ONNX allows them, now or in a later version."""
+    left = [message]
+    while left:
+        one = left.pop()
+        if isinstance(one, onnx.TensorProto):
+            yield one
+            continue
+        for kind, value in one.ListFields():
+            if kind.type == kind.TYPE_MESSAGE:
+                left += [value] if hasattr(value, "ListFields") else value
 
 
-def _tensors_of_nodes(nodes: Any) -> Iterator[Any]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
-
-
-def _bring_inside(onnx: Any, model: Any, path: Path, sha: Any) -> bool:
-    """Put data that lie in other files into the model; whether there were any."""
+def _bring_inside(onnx: Any, model: Any, path: Path, sha: Any) -> list[str]:
+    """Put data that lie in other files into the model; their names, as they were hashed."""
     external = onnx.TensorProto.EXTERNAL
-    graphs = [model.graph]
-    for training in model.training_info:
-        graphs += [training.initialization, training.algorithm]
-    tensors = [tensor for graph in graphs for tensor in _tensors(graph)]
-    for function in model.functions:
-        tensors += _tensors_of_nodes(function.node)
     held: dict[str, bytes] = {}
-    for tensor in tensors:
+    for tensor in list(_tensors(onnx, model)):
         if tensor.data_location != external and not tensor.external_data:
             continue
         facts = {entry.key: entry.value for entry in tensor.external_data}
@@ -249,7 +245,7 @@ def _bring_inside(onnx: Any, model: Any, path: Path, sha: Any) -> bool:
         tensor.raw_data = data[offset : offset + length]
         del tensor.external_data[:]
         tensor.data_location = onnx.TensorProto.DEFAULT
-    return bool(held)
+    return list(held)
 
 
 def _inside(path: Path, location: str) -> Path:

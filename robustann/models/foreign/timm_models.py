@@ -78,21 +78,35 @@ def read_timm_folder(folder: Path) -> tuple[str, dict[str, Any], int, Carried]:
     cfg = config.get("pretrained_cfg")
     cfg = cfg if isinstance(cfg, dict) else config
     classes = config.get("num_classes", cfg.get("num_classes"))
-    if not isinstance(name, str) or not isinstance(classes, int) or not isinstance(given, dict):
+    if not isinstance(name, str) or type(classes) is not int or not isinstance(given, dict):
         raise ModelError(
             f"expected timm's config.json with architecture and num_classes in '{folder}', got "
             f"the keys {sorted(map(str, config))[:8]}; a transformers folder is named hf:FOLDER"
         )
+    check_options(given, folder)
+    labels = config.get("label_names", cfg.get("label_names"))
+    names = tuple(map(str, labels)) if isinstance(labels, list) and labels else None
+    carried = _from_cfg(cfg, f"config.json in {folder.name}", names)
+    return name, given, classes, carried
+
+
+def check_options(given: Mapping[str, Any], folder: Path) -> None:
+    """Refuse options of timm that lead out of the folder.
+
+    Raises:
+        RefusedError: there are such.
+
+    >>> check_options({"checkpoint_path": "/x.pth"}, Path("m"))
+    Traceback (most recent call last):
+    robustann.errors.RefusedError: 'm/config.json' asks timm to read other files (checkpoint_path
+    in model_args); remove that, if you trust the rest
+    """
     asked = sorted(_READS_FILES & given.keys())
     if asked:
         raise RefusedError(
             f"'{folder / 'config.json'}' asks timm to read other files ({', '.join(asked)} in "
             "model_args); remove that, if you trust the rest"
         )
-    labels = config.get("label_names", cfg.get("label_names"))
-    names = tuple(map(str, labels)) if isinstance(labels, list) and labels else None
-    carried = _from_cfg(cfg, f"config.json in {folder.name}", names)
-    return name, given, classes, carried
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -142,7 +156,7 @@ def _config(name: str) -> Carried:
 
 def _from_cfg(cfg: Mapping[str, Any], source: str, names: tuple[str, ...] | None) -> Carried:
     size = cfg.get("input_size")
-    fits = isinstance(size, (list, tuple)) and len(size) == 3
+    fits = isinstance(size, (list, tuple)) and list(map(type, size)) == [int] * 3
     return Carried(
         source,
         mean=numbers_of(cfg.get("mean")),
@@ -160,11 +174,14 @@ def numbers_of(values: object) -> tuple[float, ...] | None:
     ((0.5, 1.0), None, (0.5,))
     """
     if isinstance(values, (int, float)) and not isinstance(values, bool):
-        return (float(values),)
+        return numbers_of([values])
     if isinstance(values, (list, tuple)) and values and all(
         isinstance(value, (int, float)) for value in values
     ):  # fmt: skip
-        return tuple(float(value) for value in values)
+        try:
+            return tuple(float(value) for value in values)
+        except OverflowError:
+            return None
     return None
 
 
