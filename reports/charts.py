@@ -8,7 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from markupsafe import Markup, escape
 
 from robustann.reports.filters import interval, percent, plain, significant
-from robustann.reports.views import Storage, bit_error_rate, in_255ths, proven, spent, storages
+from robustann.reports.views import (
+    Calibration,
+    Storage,
+    bit_error_rate,
+    in_255ths,
+    proven,
+    spent,
+    storages,
+)
 from robustann.results import AuditResult, CertifiedPoint, CurvePoint, Interval, Weights
 
 
@@ -187,6 +195,112 @@ def effort(result: AuditResult) -> Markup:
         *_frame(y, ticks, "propagations an image, logarithmic scale"),
         *_chance(result, y),
         _tag("polyline", class_="line", points=_path(corners)),
+        class_="curve",
+        viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
+    )
+
+
+def histograms(
+    title: str,
+    axis: str,
+    edges: Sequence[float],
+    clean: Sequence[int],
+    worst: Sequence[int],
+    mark: float | None = None,
+) -> Markup:
+    """Two histograms over the same bins, mirrored: clean above the line, the worst case below it.
+
+    >>> "<title>Confidence</title>" in histograms("Confidence", "", [0, 0.5, 1], [1, 2], [3, 0])
+    True
+    """
+    most = max(*clean, *worst, 1)
+    middle, room = 150.0, 118.0
+    left, right = _LEFT, _WIDTH - _RIGHT
+    wide = (right - left) / len(clean)
+    shapes = []
+    for place, (above, below) in enumerate(zip(clean, worst, strict=True)):
+        x = round(left + place * wide, 2)
+        span = f"{significant(edges[place])} to {significant(edges[place + 1])}"
+        for kind, samples, word in (("clean", above, "clean"), ("worst", below, "worst case")):
+            tall = round(room * samples / most, 2)
+            shapes.append(
+                _tag(
+                    "rect",
+                    _tag("title", f"{span}: {samples} samples, {word}"),
+                    class_=f"column {kind}",
+                    x=x + 1,
+                    y=middle - tall if kind == "clean" else middle,
+                    width=round(wide - 2, 2),
+                    height=tall,
+                )
+            )
+    shapes.append(_tag("line", class_="base", x1=left, x2=right, y1=middle, y2=middle))
+    for y, tall in ((middle - room, -1), (middle + room, 1)):
+        shapes.append(_tag("text", str(most), class_="tick end", x=left - 8, y=y + 5))
+        shapes.append(_tag("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
+        word = "clean" if tall < 0 else "worst case"
+        shapes.append(
+            _tag("text", word, class_="note start", x=left + 6, y=y + (-8 if tall < 0 else 20))
+        )
+    last = edges[-1] - edges[0]
+    ticks = [edges[0], *((edges[0] + last / 2,) if mark is None else (mark,)), edges[-1]]
+    for tick in ticks:
+        x = round(left + (right - left) * (tick - edges[0]) / last, 2)
+        text = significant(tick)
+        shapes.append(_tag("text", text, class_="tick middle", x=x, y=middle + room + 44))
+    if mark is not None:
+        x = round(left + (right - left) * (mark - edges[0]) / last, 2)
+        shapes.append(_tag("line", class_="audited", x1=x, x2=x, y1=10.0, y2=middle + room + 24))
+    shapes.append(
+        _tag("text", axis, class_="axis middle", x=(left + right) / 2, y=middle + room + 70)
+    )
+    told = [
+        f"{significant(edges[k])} to {significant(edges[k + 1])}: {clean[k]} clean, "
+        f"{worst[k]} attacked"
+        for k in range(len(clean))
+    ]
+    return _svg(title, "; ".join(told), *shapes, class_="curve", viewBox="0 0 640 346")
+
+
+def reliability(clean: Calibration, worst: Calibration) -> Markup:
+    """Accuracy over confidence, clean and in the worst case, beside the diagonal of a model that is
+    right as often as it says.
+
+    >>> reliability.__name__
+    'reliability'
+    """
+
+    def x(share: float) -> float:
+        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * share, 2)
+
+    y = _height
+    ticks = {x(k / 4): f"{25 * k} %" for k in range(5)}
+    shapes = _frame(y, ticks, "confidence")
+    shapes.append(_tag("line", class_="chance", x1=x(0), x2=x(1), y1=y(0), y2=y(1)))
+    says = []
+    for kind, found, word in (("clean", clean, "clean"), ("worst", worst, "worst case")):
+        places = [(x(one.confidence), y(one.accuracy)) for one in found.bins]
+        shapes.append(_tag("polyline", class_=f"line {kind}", points=_path(places)))
+        most = max(one.samples for one in found.bins)
+        for one, (px, py) in zip(found.bins, places, strict=True):
+            told = (
+                f"confidence {percent(one.confidence)}, accuracy {percent(one.accuracy)}, "
+                f"{one.samples} samples, {word}"
+            )
+            size = round(3 + 5 * math.sqrt(one.samples / most), 2)
+            if kind == "clean":
+                shapes.append(
+                    _tag("circle", _tag("title", told), class_=f"ring {kind}", cx=px, cy=py, r=size)
+                )
+            else:
+                shapes.append(
+                    _tag("circle", _tag("title", told), class_="point", cx=px, cy=py, r=size)
+                )
+            says.append(told)
+    return _svg(
+        "Accuracy over confidence",
+        "; ".join(says),
+        *shapes,
         class_="curve",
         viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
     )

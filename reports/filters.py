@@ -96,9 +96,9 @@ def significant(value: float | None, digits: int = 3) -> str:
     """
     if value is None:
         return NOTHING
-    if abs(value) >= 10 ** (digits - 1):
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    large = abs(value) >= 10 ** (digits - 1)
+    text = f"{value:,.0f}" if large else f"{value:.{digits}g}"
+    return text.replace("-", "\N{MINUS SIGN}", 1) if value < 0 else text
 
 
 def duration(seconds: float | None) -> str:
@@ -144,28 +144,34 @@ def slug(text: str) -> str:
     return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def image_source(png: str) -> str:
-    """A PNG in base64 as the address of an image; what is no base64 becomes an empty image.
+def image_source(picture: str) -> str:
+    """A PNG or WebP in base64 as the address of an image; what is no base64 becomes an empty one.
 
     >>> image_source("AAAA"), image_source('"><b>')
     ('data:image/png;base64,AAAA', 'data:,')
     """
-    return f"data:image/png;base64,{png}" if _BASE64.fullmatch(png) else "data:,"
+    kind = "webp" if picture.startswith("UklGR") else "png"
+    return f"data:image/{kind};base64,{picture}" if _BASE64.fullmatch(picture) else "data:,"
 
 
-def image_size(png: str) -> tuple[int, int] | None:
-    """Width and height of a PNG in base64, from its header; None if it is no PNG.
+def image_size(picture: str) -> tuple[int, int] | None:
+    """Width and height of a PNG or a WebP (lossy, as reports hold it) in base64, from its header;
+    None if it is neither.
 
     >>> image_size("bm8gaW1hZ2U=") is None
     True
     """
     try:
-        head = base64.b64decode(png[:32], validate=True)
+        head = base64.b64decode(picture[:40], validate=True)
     except (binascii.Error, ValueError):
         return None
-    if not head.startswith(b"\x89PNG\r\n\x1a\n") or len(head) < 24:
-        return None
-    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24:
+        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8 " and len(head) >= 30:
+        # 14 bits each; the two above scale.
+        width, height = (int.from_bytes(head[at : at + 2], "little") for at in (26, 28))
+        return width & 0x3FFF, height & 0x3FFF
+    return None
 
 
 FILTERS: dict[str, Callable[..., object]] = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -35,7 +36,7 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Interval(_Value):
@@ -149,7 +150,10 @@ class WorstCase(_Value):
 
     ``broken_by`` names the attack that broke a sample (the first in order), None where none
     did or where the clean prediction was wrong already; ``distance`` is the smallest at which an
-    attack broke it, ``propagations`` what all attacks together spent on it.
+    attack broke it, ``propagations`` what all attacks together spent on it. ``confidence`` and
+    ``margin`` are as in :class:`CleanSamples`, for the worst image that was kept (the original,
+    where no attack came nearer to an error); None where the model gave no finite answer, and both
+    empty in results of older versions.
     """
 
     scores: Scores
@@ -157,6 +161,8 @@ class WorstCase(_Value):
     broken_by: tuple[str | None, ...]
     distance: tuple[MaybeNumber, ...]
     propagations: tuple[int, ...]
+    confidence: tuple[MaybeNumber, ...] = ()
+    margin: tuple[MaybeNumber, ...] = ()
 
 
 class CurvePoint(_Value):
@@ -168,24 +174,37 @@ class CurvePoint(_Value):
 
 
 class Attribution(_Value):
-    """One method's attribution maps of a gallery sample, as PNG in base64.
+    """One method's attribution maps of a gallery sample, as pictures in base64.
 
     ``target`` is the class that both maps explain.
     """
 
     method: str
     target: int
-    clean_png: str
-    attacked_png: str
+    clean: str = Field(validation_alias=AliasChoices("clean", "clean_png"))
+    attacked: str = Field(validation_alias=AliasChoices("attacked", "attacked_png"))
     spearman: MaybeNumber
     top5: MaybeNumber
+    ssim: MaybeNumber = None
+
+
+class PathPoint(_Value):
+    """An image on the line from a sample to its nearest adversarial image and beyond it, at this
+    ``distance`` in the audited norm, and what the model says of it."""
+
+    distance: Number
+    image: str
+    prediction: int
+    confidence: Number
 
 
 class GallerySample(_Value):
-    """One sample shown in the report: images are PNG files in base64.
+    """One sample shown in the report: pictures are PNG, or WebP where they are larger than 64
+    pixels and made smaller, in base64.
 
-    ``why`` says by which rule it was chosen; ``difference_png`` shows the difference multiplied
-    by ``amplification`` around mid-grey.
+    ``why`` says by which rule it was chosen; ``difference`` shows the difference multiplied
+    by ``amplification`` around mid-grey; ``path`` leads through the nearest adversarial image that
+    a minimum-norm attack found.
     """
 
     index: int
@@ -198,35 +217,84 @@ class GallerySample(_Value):
     attacked_confidence: Number
     distance: Number
     amplification: Number
-    clean_png: str
-    attacked_png: str
-    difference_png: str
+    clean: str = Field(validation_alias=AliasChoices("clean", "clean_png"))
+    attacked: str = Field(validation_alias=AliasChoices("attacked", "attacked_png"))
+    difference: str = Field(validation_alias=AliasChoices("difference", "difference_png"))
     attributions: tuple[Attribution, ...]
+    path: tuple[PathPoint, ...] = ()
 
 
 class DriftStatistics(_Value):
-    """Medians over ``n`` samples; Spearman's rank correlation of |attribution|, and the share of
-    the 5 % largest pixels that two maps have in common (1 = same explanation)."""
+    """Medians over ``n`` samples of how alike two maps are (1 = same explanation): Spearman's rank
+    correlation of |attribution|, the share of the 5 % largest pixels in common, and SSIM. Intervals
+    are percentile bootstraps of the median."""
 
     n: int
     spearman: MaybeNumber
     top5: MaybeNumber
+    ssim: MaybeNumber = None
+    spearman_interval: Interval | None = None
+    top5_interval: Interval | None = None
+    ssim_interval: Interval | None = None
 
 
 class Drift(_Value):
-    """How far explanations move under attack, beside random-sign noise of the same size."""
+    """How far explanations move under attack, beside two controls: random-sign ``noise`` of the
+    same size, and an ``other`` image of the same class.
+
+    ``target`` is the class that is explained: the true one, or what the model says of each image.
+    ``group`` are samples that the attack flipped, or those that it did not. ``difference`` is the
+    median, over samples, of Spearman for noise minus Spearman for the attack.
+    """
 
     method: str
     attacked: DriftStatistics
     noise: DriftStatistics
+    other: DriftStatistics | None = None
+    target: Literal["true class", "own prediction"] = "true class"
+    group: Literal["flipped", "not flipped"] = "flipped"
+    difference: MaybeNumber = None
+    difference_interval: Interval | None = None
+
+
+class MapQuality(_Value):
+    """Whether the maps of a method are to be read at all, as medians over ``n`` clean images.
+
+    ``reinitialised`` is Spearman between the map and that of the same network with re-initialised
+    weights (Adebayo et al. 2018): near 1, the map does not show what was learned. ``infidelity``
+    and ``max_sensitivity`` (Yeh et al. 2019) are lower for better maps; infidelity is not defined
+    for maps of a layer. For integrated gradients ``completeness_error`` is the largest gap to the
+    difference of the logits, relative to the sum of |attribution|, after up to ``steps`` steps;
+    ``incomplete`` maps stayed above the tolerance.
+    """
+
+    method: str
+    n: int
+    reinitialised: MaybeNumber = None
+    infidelity: MaybeNumber = None
+    max_sensitivity: MaybeNumber = None
+    completeness_error: MaybeNumber = None
+    steps: int | None = None
+    incomplete: int | None = None
 
 
 class Explanation(_Value):
-    """What the attributions say; ``rule`` tells how the gallery was chosen."""
+    """What the attributions say; ``rule`` tells how the gallery was chosen, ``left_out`` which
+    methods this model does not allow. ``tensors`` are the gallery's exact images, as an ``.npz``
+    file's bytes; they are written beside the results, not into them."""
 
     rule: str
     gallery: tuple[GallerySample, ...]
     drift: tuple[Drift, ...]
+    quality: tuple[MapQuality, ...] = ()
+    left_out: tuple[str, ...] = ()
+    tensors: bytes = Field(default=b"", exclude=True, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal if all is that is written into results."""
+        if not isinstance(other, Explanation):
+            return NotImplemented
+        return self.model_dump() == other.model_dump()
 
 
 class DefenseUsed(_Value):
@@ -544,7 +612,12 @@ class AuditResult(_Value):
         self._check_scores("clean", self.clean)
         self._check_scores("worst_case", self.worst_case.scores)
         self._check_lengths("clean_samples", self.clean_samples)
-        self._check_lengths("worst_case", self.worst_case)
+        if self.worst_case.confidence or self.worst_case.margin:
+            self._check_lengths("worst_case", self.worst_case)
+        else:
+            # An older result has neither.
+            told = self.worst_case.model_copy(update={"confidence": None, "margin": None})
+            self._check_lengths("worst_case", told)
         self._check_classes("clean_samples", self.clean_samples.label)
         self._check_classes("clean_samples", self.clean_samples.prediction)
         self._check_classes("worst_case", self.worst_case.prediction)
@@ -554,6 +627,7 @@ class AuditResult(_Value):
             for shown in self.explanation.gallery:
                 classes = [shown.label, shown.clean_prediction, shown.attacked_prediction]
                 classes += [attribution.target for attribution in shown.attributions]
+                classes += [point.prediction for point in shown.path]
                 self._check_classes("the gallery", classes)
         if self.certificate is not None:
             self._check_certificate(self.certificate)
@@ -648,10 +722,14 @@ class AuditResult(_Value):
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``results.json``, ``samples.csv`` and ``report.html`` into ``folder``."""
+        """Write ``results.json``, ``samples.csv`` and ``report.html`` into ``folder``, and
+        ``gallery.npz`` with the exact images of the gallery, where they are at hand: ``index``,
+        ``label``, ``clean``, ``attacked`` and ``nearest``, float32 of shape (n, C, H, W)."""
         root = Path(folder)
         files.write_text(root / "results.json", self.to_json())
         files.write_text(root / "samples.csv", self.samples_csv())
+        if self.explanation is not None and self.explanation.tensors:
+            files.write_bytes(root / "gallery.npz", self.explanation.tensors)
         self.save_report(root / "report.html")
 
     def save_report(self, path: str | os.PathLike[str]) -> None:

@@ -36,6 +36,8 @@ from robustann.results import (
     GallerySample,
     Gate,
     Interval,
+    MapQuality,
+    PathPoint,
     Provenance,
     Scores,
     Threat,
@@ -116,8 +118,8 @@ def explanation(size: int) -> Explanation:
         return Attribution(
             method=method,
             target=0,
-            clean_png=png(),
-            attacked_png=png(),
+            clean=png(),
+            attacked=png(),
             spearman=spearman,
             top5=None if spearman is None else 0.25,
         )
@@ -133,17 +135,70 @@ def explanation(size: int) -> Explanation:
         attacked_confidence=0.77,
         distance=0.0123,
         amplification=16.0,
-        clean_png=png(),
-        attacked_png=png(),
-        difference_png=png(),
+        clean=png(),
+        attacked=png(),
+        difference=png(),
         attributions=(attribution("Saliency", 0.412), attribution("Integrated gradients", None)),
+        path=tuple(
+            PathPoint(
+                distance=share * 0.0123,
+                image=png(),
+                prediction=size - 1 if share >= 1 else 0,
+                confidence=0.9 - 0.3 * share,
+            )
+            for share in (0.0, 0.5, 1.0, 2.0)
+        ),
     )
-    drift = Drift(
-        method="Saliency",
-        attacked=DriftStatistics(n=31, spearman=0.412, top5=0.222),
-        noise=DriftStatistics(n=31, spearman=0.687, top5=0.444),
+
+    def alike(spearman: float, top5: float) -> DriftStatistics:
+        spans = {
+            f"{name}_interval": Interval(low=value - 0.05, high=value + 0.06)
+            for name, value in (("spearman", spearman), ("top5", top5), ("ssim", 0.513))
+        }
+        return DriftStatistics(n=31, spearman=spearman, top5=top5, ssim=0.513, **spans)
+
+    groups = (
+        ("true class", "flipped"),
+        ("own prediction", "flipped"),
+        ("true class", "not flipped"),
     )
-    return Explanation(rule="The rule of the gallery.", gallery=(sample,), drift=(drift,))
+    drift = tuple(
+        Drift.model_validate(
+            {
+                "method": "Saliency",
+                "target": target,
+                "group": group,
+                "attacked": alike(0.412, 0.222),
+                "noise": alike(0.687, 0.444),
+                "other": alike(0.123, 0.111),
+                "difference": 0.275,
+                "difference_interval": Interval(low=0.2, high=0.3),
+            }
+        )
+        for target, group in groups
+    )
+    quality = (
+        MapQuality(
+            method="Saliency", n=16, reinitialised=0.213, infidelity=0.0031, max_sensitivity=0.42
+        ),
+        MapQuality(
+            method="Integrated gradients",
+            n=16,
+            reinitialised=0.613,
+            infidelity=0.0123,
+            max_sensitivity=0.37,
+            completeness_error=0.0174,
+            steps=64,
+            incomplete=2,
+        ),
+    )
+    return Explanation(
+        rule="The rule of the gallery.",
+        gallery=(sample,),
+        drift=drift,
+        quality=quality,
+        left_out=("LayerGradCam: no spatial layer",),
+    )
 
 
 def weights(name: str = "net.0.weight") -> Weights:
@@ -295,6 +350,10 @@ def make_result(
             broken_by=tuple(fallen_by),
             distance=tuple(0.0293 if by else None for by in fallen_by),
             propagations=(57,) * n,
+            confidence=tuple(round(rng.uniform(0.3, 1), 3) for _ in labels),
+            margin=tuple(
+                round(rng.uniform(-4, 0) if by else rng.uniform(0, 5), 3) for by in fallen_by
+            ),
         ),
         "curve": tuple(
             CurvePoint(eps=e / 255, robust_accuracy=r, interval=wilson(round(r * n), n))

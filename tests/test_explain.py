@@ -17,8 +17,14 @@ from torch import Tensor, nn
 from robustann.auditing import Cases
 from robustann.reports import explain as module
 from robustann.reports.explain import explain
-from robustann.results import Explanation
+from robustann.reports.explain.drift import bootstrap, ssim
+from robustann.reports.explain.gallery import SHARES
+from robustann.reports.explain.methods import methods, spatial_layer
+from robustann.reports.explain.pictures import heat_palette, heat_picture
+from robustann.reports.filters import image_size, image_source
+from robustann.results import Drift, Explanation
 
+METHODS = ["Saliency", "Integrated gradients", "LayerGradCam"]
 NAMES = [str(i) for i in range(5)]
 
 
@@ -83,7 +89,13 @@ def make_cases(n: int = 12, shape: tuple[int, int, int] = (3, 8, 8), **changes: 
 def maps_of(model: nn.Module, method: str, x: Tensor, labels: Tensor) -> Tensor:
     """Signed attributions, as the explanation computes them before it sums over channels."""
     with module.frozen(model, 0):
-        return module._methods(model, 0.0, 8)[method](x.clone(), labels).detach()
+        found, _ = methods(model, x[:1].clone(), 0.0, 8)
+        one = next(one for one in found if one.name == method)
+        return one.attribute(x.clone(), labels).detach()
+
+
+def of_true_class(found: Explanation) -> list[Drift]:
+    return [one for one in found.drift if one.target == "true class" and one.group == "flipped"]
 
 
 def decode(png: str) -> np.ndarray:
@@ -95,7 +107,7 @@ def test_saliency_of_a_linear_model_is_its_weight() -> None:
     labels = torch.tensor([0, 3, 4])
     found = maps_of(model, "Saliency", torch.rand(3, 1, 8, 8), labels)
     weight: Tensor = model[1].weight
-    assert torch.equal(found, weight[labels].detach().abs().view(3, 1, 8, 8))
+    assert torch.equal(found, weight[labels].detach().view(3, 1, 8, 8))
 
 
 def test_integrated_gradients_sum_to_the_difference_of_the_logits() -> None:
@@ -119,34 +131,37 @@ def test_integrated_gradients_of_a_linear_model_are_weight_times_input() -> None
 def test_an_identity_attack_moves_no_explanation() -> None:
     cases = make_cases()
     found = explain(SmallNet(), make_cases(attacked=cases.clean), NAMES, 0)
-    for drift in found.drift:
+    for drift in of_true_class(found):
         assert (drift.attacked.n, drift.attacked.spearman, drift.attacked.top5) == (12, 1.0, 1.0)
         assert drift.noise.spearman == pytest.approx(1.0, abs=1e-3)
     assert {sample.amplification for sample in found.gallery} == {1.0}
-    assert decode(found.gallery[0].difference_png).min() == 128
+    assert decode(found.gallery[0].difference).min() == 128
 
 
 def test_noise_of_the_same_kind_is_no_worse_than_noise() -> None:
     """The attack of these cases is random-sign noise, and so is the control."""
     torch.manual_seed(0)
     found = explain(SmallNet(), make_cases(40), NAMES, 0)
-    for drift in found.drift:
-        assert drift.attacked.n == drift.noise.n == 40
+    for drift in of_true_class(found):
+        # Grad-CAM is nothing where no map speaks for the class.
+        assert drift.attacked.n == drift.noise.n
+        assert drift.attacked.n == 40 or drift.method == "LayerGradCam"
         assert drift.attacked.spearman == pytest.approx(drift.noise.spearman, abs=0.1)
+        low, high = drift.difference_interval.low, drift.difference_interval.high
+        assert -0.15 < low < 0.05
+        assert -0.05 < high < 0.15
         assert 0 < (drift.attacked.top5 or 0) < 1
 
 
 def test_control_noise_has_the_size_of_the_attack_after_clipping() -> None:
     cases = make_cases(clean=torch.zeros(12, 3, 8, 8).index_fill_(0, torch.arange(6), 0.5))
     attacked = (cases.clean + 0.1).clamp(0, 1)
-    noisy = module._noise_like(cases.clean, attacked, cases.index, (0.0, 1.0), seed=3)
+    noisy = module.noise_like(cases.clean, attacked, cases.index, (0.0, 1.0), seed=3)
     assert noisy.min() >= 0
     assert noisy.max() <= 1
     wanted, got = ((image - cases.clean).flatten(1).norm(dim=1) for image in (attacked, noisy))
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
-    alone = module._noise_like(
-        cases.clean[4:5], attacked[4:5], cases.index[4:5], (0.0, 1.0), seed=3
-    )
+    alone = module.noise_like(cases.clean[4:5], attacked[4:5], cases.index[4:5], (0.0, 1.0), seed=3)
     assert torch.equal(alone[0], noisy[4])
 
 
@@ -184,7 +199,7 @@ def test_maps_without_gradient_are_left_out_and_counted() -> None:
     dark = torch.arange(12).view(-1, 1, 1, 1) % 3 == 0
     clean = torch.where(dark, cases.clean / 10, cases.clean)
     found = explain(Half(), make_cases(clean=clean, attacked=(clean + 0.02).clamp(0, 1)), NAMES, 0)
-    assert [drift.attacked.n for drift in found.drift] == [8, 8]
+    assert [drift.attacked.n for drift in of_true_class(found)[:2]] == [8, 8]
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -242,7 +257,7 @@ def test_grey_colour_and_other_images(channels: int) -> None:
     sample = found.gallery[0]
     position = cases.index.tolist().index(sample.index)
     image = cases.attacked[position].mul(255).round().byte()
-    shown = decode(sample.attacked_png)
+    shown = decode(sample.attacked)
     if channels == 1:
         assert np.array_equal(shown, image[0].numpy())
     elif channels == 3:
@@ -250,7 +265,7 @@ def test_grey_colour_and_other_images(channels: int) -> None:
     else:
         assert shown.shape == (8, 8)
     for attribution in sample.attributions:
-        assert decode(attribution.clean_png).shape == (8, 8)
+        assert decode(attribution.clean).shape == (8, 8)
 
 
 def test_resnet18_with_its_reused_relus() -> None:
@@ -258,8 +273,9 @@ def test_resnet18_with_its_reused_relus() -> None:
 
     torch.manual_seed(0)
     found = explain(resnet18(num_classes=5), make_cases(2, (3, 32, 32)), NAMES, 0)
-    assert [drift.method for drift in found.drift] == ["Saliency", "Integrated gradients"]
-    for drift in found.drift:
+    assert [drift.method for drift in of_true_class(found)] == METHODS
+    assert found.left_out == ()
+    for drift in of_true_class(found):
         assert drift.attacked.n == 2
         assert 0 < (drift.attacked.spearman or 0) < 1
 
@@ -285,7 +301,7 @@ def test_the_difference_is_amplified_by_a_power_of_two_around_grey() -> None:
         assert math.log2(sample.amplification).is_integer()
         assert 0.25 < sample.amplification * float(delta.abs().max()) <= 0.5
         wanted = (0.5 + sample.amplification * delta).mul(255).round().byte().permute(1, 2, 0)
-        assert np.array_equal(decode(sample.difference_png), wanted.numpy())
+        assert np.array_equal(decode(sample.difference), wanted.numpy())
 
 
 def chosen(found: Explanation) -> list[tuple[int, str]]:
@@ -325,12 +341,195 @@ def test_gallery_of_survivors_is_marked_as_not_broken() -> None:
 
 
 def test_maps_are_scaled_to_their_99th_percentile_and_rise_in_lightness() -> None:
-    palette = np.array(module._heat_palette()).reshape(256, 3)
+    palette = np.array(heat_palette()).reshape(256, 3)
     lightness = palette @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(lightness) > -0.5).all()
     values = torch.arange(100.0).view(10, 10)
     values[9, 9] = 1e6
-    levels = decode(module._heat_png(values))
+    levels = decode(heat_picture(values))
     assert levels.max() == 255
     assert levels[4, 9] == round(49 / 98 * 255)
-    assert decode(module._heat_png(torch.zeros(4, 4))).max() == 0
+    assert decode(heat_picture(torch.zeros(4, 4))).max() == 0
+
+
+def test_targets_and_groups_are_told_apart() -> None:
+    success = torch.arange(12) < 8
+    cases = make_cases(success=success)
+    prediction = torch.where(success, cases.attacked_prediction, cases.label)
+    cases = make_cases(success=success, attacked_prediction=prediction)
+    torch.manual_seed(0)
+    found = explain(SmallNet(), cases, NAMES, 0)
+    rows = [(one.method, one.target, one.group, one.attacked.n) for one in found.drift]
+    assert [row[:3] for row in rows[6:]] == [("LayerGradCam", *row[1:3]) for row in rows[:3]]
+    assert rows[:6] == [
+        (method, target, group, n)
+        for method in METHODS[:2]
+        for target, group, n in (
+            ("true class", "flipped", 8),
+            ("own prediction", "flipped", 8),
+            ("true class", "not flipped", 4),
+        )
+    ]
+    for one in found.drift:
+        # Another image of the class: those without another are left out.
+        assert one.other is not None
+        assert one.other.n <= 8
+        assert one.attacked.spearman_interval is None or (
+            one.attacked.spearman_interval.low
+            <= (one.attacked.spearman or 0)
+            <= one.attacked.spearman_interval.high
+        )
+
+
+def test_own_prediction_explains_what_the_model_says_of_each_image() -> None:
+    """Of a linear model the map of a class is its weight: moved wherever the prediction is."""
+    model = linear()
+    weight = model[1].weight.detach()
+    x = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    label = (x.flatten(1) @ weight.T + model[1].bias.detach()).argmax(1)
+    other = (label + 1) % 5
+    towards = (weight[other] - weight[label]).sign().view_as(x)
+    attacked = (x + 0.5 * towards).clamp(0, 1)
+    said = model(attacked).argmax(1)
+    cases = make_cases(
+        10, (1, 8, 8), clean=x, attacked=attacked, label=label, clean_prediction=label,
+        attacked_prediction=said, success=said != label,
+    )  # fmt: skip
+    found = [one for one in explain(model, cases, NAMES, 0).drift if one.method == "Saliency"]
+    true_class, own = found[0], found[1]
+    assert true_class.attacked.n == int((said != label).sum()) > 4
+    assert true_class.attacked.spearman == 1.0
+    assert own.target == "own prediction"
+    assert (own.attacked.spearman or 0) < 0.5
+
+
+def test_ssim_equals_scikit_image() -> None:
+    structural = pytest.importorskip("skimage.metrics").structural_similarity
+    generator = np.random.default_rng(0)
+    for shape in ((8, 8), (28, 28), (7, 9), (5, 5), (3, 4)):
+        first, second = generator.random(shape), generator.random(shape)
+        window = min(7, *shape) - (1 - min(7, *shape) % 2)
+        wanted = structural(first, second, data_range=1.0, win_size=window)
+        assert ssim(first, second) == pytest.approx(wanted, abs=1e-12)
+    assert math.isnan(ssim(np.ones((2, 2)), np.ones((2, 2))))
+
+
+def test_bootstrap_covers_the_median_and_narrows() -> None:
+    generator = np.random.default_rng(1)
+    hits, widths = 0, {20: 0.0, 200: 0.0}
+    for n in widths:
+        for _ in range(40):
+            found = bootstrap(generator.normal(size=n), 0)
+            assert found is not None
+            hits += found.low <= 0 <= found.high
+            widths[n] += found.high - found.low
+    # 95 % of 80, less what chance and a discrete median take.
+    assert hits >= 70
+    assert widths[200] < widths[20] / 2
+    assert bootstrap(np.ones(4), 0) is None
+
+
+def test_weights_drawn_anew_change_the_map_of_a_network_and_not_that_of_a_ruler() -> None:
+    class Ruler(nn.Module):
+        """Answers by fixed weights, which no re-initialisation reaches."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("fixed", torch.rand(5, 192, generator=torch.Generator()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) @ self.fixed.T
+
+    torch.manual_seed(0)
+    learned = explain(SmallNet(), make_cases(), NAMES, 0).quality
+    fixed = explain(Ruler(), make_cases(), NAMES, 0).quality
+    assert [one.method for one in learned] == METHODS
+    assert learned[0].reinitialised is not None
+    assert learned[0].reinitialised < 0.5
+    assert [one.reinitialised for one in fixed] == [1.0, 1.0]
+    # A linear model's gradient is the same everywhere, and says how the output changes.
+    assert fixed[0].max_sensitivity == 0
+    assert fixed[0].infidelity == pytest.approx(0, abs=1e-6)
+    assert learned[0].max_sensitivity > 0
+    assert learned[2].infidelity is None
+
+
+def test_completeness_takes_more_steps_where_few_do_not_do() -> None:
+    class Steep(nn.Module):
+        """Saturates at once, so that a few steps along the line miss where it rises."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            rise = torch.sigmoid(400 * (x.flatten(1).mean(1) - 0.013))
+            return torch.stack([rise, -rise, 0 * rise, 0 * rise, 0 * rise], 1)
+
+    cases = make_cases(label=torch.zeros(12, dtype=torch.int64))
+    steep = explain(Steep(), cases, NAMES, 0).quality[1]
+    assert (steep.steps or 0) > 32
+    straight = explain(linear(3), make_cases(), NAMES, 0).quality[1]
+    assert (straight.steps, straight.incomplete) == (32, 0)
+    assert straight.completeness_error == pytest.approx(0, abs=1e-4)
+
+
+def test_layer_gradcam_finds_a_layer_whatever_the_architecture() -> None:
+    from torchvision.models import resnet18
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        image_size=16, patch_size=4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8,
+        num_classes=5,
+    ).eval()  # fmt: skip
+    x = torch.rand(1, 3, 16, 16)
+    assert spatial_layer(vit, x) is vit.conv_proj
+    resnet = resnet18(num_classes=5).eval()
+    assert spatial_layer(resnet, torch.rand(1, 3, 64, 64)) is resnet.layer4
+    assert spatial_layer(linear(3), torch.rand(1, 3, 8, 8)) is None
+    found = explain(vit, make_cases(3, (3, 16, 16)), NAMES, 0)
+    assert [one.method for one in of_true_class(found)] == METHODS
+    without = explain(linear(3), make_cases(3), NAMES, 0)
+    assert without.left_out == ("LayerGradCam: this model has no spatial layer that is used once",)
+
+
+def test_a_path_leads_through_the_nearest_image_and_says_what_the_model_says() -> None:
+    model = linear(3)
+    cases = make_cases()
+    nearest = (cases.clean + 0.07).clamp(0, 1)
+    found = explain(model, make_cases(nearest=nearest), NAMES, 0)
+    for sample in found.gallery:
+        i = cases.index.tolist().index(sample.index)
+        assert [point.distance for point in sample.path] == sorted(
+            point.distance for point in sample.path
+        )
+        first, middle = sample.path[0], sample.path[SHARES.index(1.0)]
+        assert first.distance == 0
+        assert first.image == sample.clean
+        assert middle.distance == pytest.approx(float((nearest[i] - cases.clean[i]).abs().max()))
+        said = model(nearest[i : i + 1]).detach().softmax(1)[0]
+        assert middle.prediction == int(said.argmax())
+        assert middle.confidence == pytest.approx(float(said.max()), abs=1e-5)
+    # Nothing was changed: nowhere to go.
+    still = explain(model, make_cases(attacked=cases.clean), NAMES, 0)
+    assert all(sample.path == () for sample in still.gallery)
+
+
+def test_exact_images_of_the_gallery_are_kept_beside_the_results() -> None:
+    cases = make_cases()
+    found = explain(linear(3), cases, NAMES, 0)
+    kept = np.load(io.BytesIO(found.tensors))
+    assert sorted(kept) == ["attacked", "clean", "index", "label", "nearest"]
+    assert kept["index"].tolist() == [sample.index for sample in found.gallery]
+    rows = [cases.index.tolist().index(one) for one in kept["index"]]
+    assert np.array_equal(kept["clean"], cases.clean[rows].numpy())
+    assert np.array_equal(kept["attacked"], cases.attacked[rows].numpy())
+    assert "tensors" not in found.model_dump()
+
+
+def test_large_pictures_are_small_files() -> None:
+    cases = make_cases(2, (3, 224, 224))
+    wide = nn.functional.interpolate(torch.rand(2, 3, 14, 14), size=224, mode="bicubic")
+    model = nn.Sequential(nn.AvgPool2d(28), nn.Flatten(), nn.Linear(192, 5))
+    found = explain(model, make_cases(2, clean=wide.clamp(0, 1), attacked=cases.attacked), NAMES, 0)
+    picture = Image.open(io.BytesIO(base64.b64decode(found.gallery[0].clean)))
+    assert (picture.format, picture.size) == ("WEBP", (160, 160))
+    assert image_size(found.gallery[0].clean) == (160, 160)
+    assert image_source(found.gallery[0].clean).startswith("data:image/webp;base64,")

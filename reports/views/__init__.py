@@ -15,8 +15,15 @@ from robustann.reports.views.classes import (
     turned,
     weakest,
 )
+from robustann.reports.views.confidence import CONFIDENCES, Calibration, Sure, calibration, sure
 from robustann.reports.views.counts import broken, correct, distance, in_255ths
-from robustann.reports.views.explanations import reading
+from robustann.reports.views.explanations import (
+    DriftGroup,
+    drift_groups,
+    reading,
+    sanity,
+    shown_path,
+)
 from robustann.reports.views.hardening import bit_errors, hardened
 from robustann.reports.views.verdict import (
     VERDICT_RULES,
@@ -39,26 +46,32 @@ from robustann.reports.views.weights import (
 from robustann.reports.views.words import DEFINITIONS
 
 __all__ = [
+    "CONFIDENCES",
     "DEFINITIONS",
     "MATRIX_LIMIT",
     "METHODS",
     "SHADES",
     "VERDICTS",
     "VERDICT_RULES",
+    "Calibration",
     "ClassRow",
+    "DriftGroup",
     "Flip",
     "Glance",
     "Row",
     "Storage",
+    "Sure",
     "Verdict",
     "bit_error_rate",
     "bit_error_rows",
     "bit_errors",
     "broken",
+    "calibration",
     "classes",
     "correct",
     "crossed",
     "distance",
+    "drift_groups",
     "faults",
     "flips",
     "glance",
@@ -70,9 +83,12 @@ __all__ = [
     "proven",
     "reading",
     "rows",
+    "sanity",
     "shade",
+    "shown_path",
     "spent",
     "storages",
+    "sure",
     "telling",
     "turned",
     "undecided",

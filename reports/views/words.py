@@ -55,4 +55,38 @@ DEFINITIONS: dict[str, str] = {
         "wherever it lies."
     ),
     "top 5 %": "Of the 5 % most important pixels of one map, the share that the other map has too.",
+    "SSIM": (
+        "Structural similarity of two attribution maps, each in its own scale: 1 is the same map, "
+        "0 is no common structure."
+    ),
+    "confidence": "The softmax probability that the model gives to its prediction.",
+    "margin": (
+        "The logit of the true class minus the largest other one: negative where the prediction is "
+        "wrong, large where it is safe."
+    ),
+    "calibration error": (
+        "Expected calibration error: in 15 bins of confidence, the gap between mean confidence and "
+        "accuracy, weighted by samples. 0 means that the model is right as often as it says."
+    ),
+    "bootstrap": (
+        "A 95 % interval of the median, by drawing the samples again 2,000 times, with "
+        "replacement (percentiles)."
+    ),
+    "re-initialised": (
+        "Spearman between a map and that of the same network with random weights (Adebayo et al. "
+        "2018). A map that stays the same does not show what the network learned."
+    ),
+    "infidelity": (
+        "How badly a map foretells what small noise does to the output, the map scaled at best "
+        "(Yeh et al. 2019); lower is better."
+    ),
+    "max-sensitivity": (
+        "How far a map can be moved by noise of 0.02 of the range of a pixel, relative to its size "
+        "(Yeh et al. 2019); lower is better."
+    ),
+    "completeness": (
+        "Integrated gradients sum to the difference of the output between image and black. The "
+        "largest gap, relative to the sum of |attribution|; with twice the steps where it is above "
+        "0.02."
+    ),
 }

@@ -25,6 +25,7 @@ from robustann.auditing.remedies import Plan
 from robustann.auditing.rows import Batch, Worst, empty_columns
 from robustann.auditing.shown import Shown
 from robustann.data import Split
+from robustann.errors import ModelError
 from robustann.progress import Advance
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
@@ -79,6 +80,8 @@ class Passes:
             worst=Worst.unattacked(x, logits.argmax(1), gap),
             propagations=torch.zeros_like(labels),
             distance=torch.where(logits.argmax(1) == labels, torch.inf, 0.0).double(),
+            confidence=logits.softmax(1).amax(1),
+            label_margin=-margin(logits, labels),
         )
         for label, stage in (*self.stages, *self.check):
             self._attack(batch, x, label, stage)
@@ -86,6 +89,7 @@ class Passes:
         for shown in self.shown:
             self._show(batch, x, shown)
             advance(len(x), shown.label)
+        self._answers(batch, torch.tensor([name != "none" for name in batch.worst.attack]))
         wanted = ~batch.worst.success & batch.correct if self.escalation else batch.labels < 0
         wanted = wanted | torch.tensor([int(one) in self.candidates for one in positions])
         wanted = wanted | (batch.worst.success & self._voted)
@@ -96,14 +100,18 @@ class Passes:
         """More attacks where the check says so, the distances, and what is to be explained."""
         x = self.split.images(batch.index).cpu()
         batch.unpark(x)
+        before = batch.worst.margin.clone(), batch.worst.success.clone()
+        nearest: dict[int, Tensor] = {}
         for label, stage in self.escalation if escalate else ():
             self._attack(batch, x, label, stage)
             advance(len(x), label)
         if self.distances is not None:
-            self._distances(batch, x, self.distances)
+            nearest = self._distances(batch, x, self.distances)
             advance(len(x), "curve")
+        worst = batch.worst
+        self._answers(batch, (worst.margin != before[0]) | (worst.success != before[1]))
         if self.config.explain:
-            self._keep(batch, x)
+            self._keep(batch, x, nearest)
         batch.park((batch.worst.success & self._voted).nonzero().squeeze(1))
         return batch
 
@@ -182,11 +190,35 @@ class Passes:
         batch.attacks[shown.label] = columns
         batch.seconds[shown.label] = time.perf_counter() - begin
 
-    def _distances(self, batch: Batch, x: Tensor, stage: DistanceStage) -> None:
+    def _answers(self, batch: Batch, changed: Tensor) -> None:
+        """What the model says of the worst images that are new, in confidence and margin."""
+        rows = changed.nonzero().squeeze(1)
+        if not len(rows):
+            return
+        images, labels = batch.worst.x[rows], batch.labels[rows]
+        try:
+            logits = predict_logits(
+                self.plan.model,
+                images,
+                batch_size=len(images),
+                seed=self.config.seed,
+                draws=self.plan.draws,
+            )
+        except ModelError:
+            # An attack may have driven the model to an answer that is no number.
+            batch.confidence[rows] = batch.label_margin[rows] = torch.nan
+            return
+        said = batch.worst.prediction[rows, None]
+        batch.confidence[rows] = logits.softmax(1).gather(1, said).squeeze(1)
+        batch.label_margin[rows] = -margin(logits, labels)
+
+    def _distances(self, batch: Batch, x: Tensor, stage: DistanceStage) -> dict[int, Tensor]:
         """The nearest adversarial image of each sample, found or bettered.
 
-        What falls within the audited eps only now counts as broken by this attack.
+        What falls within the audited eps only now counts as broken by this attack. Returns the
+        nearest images of the samples that may be explained, by their row.
         """
+        nearest: dict[int, Tensor] = {}
         begin = time.perf_counter()
         worst, label = batch.worst, stage.label
         cascade = self.config.cascade
@@ -202,6 +234,10 @@ class Passes:
             broken = result.prediction != batch.labels[rows]
             found = torch.where(broken, result.distance, torch.inf)
             batch.distance[rows] = torch.minimum(batch.distance[rows], found)
+            for place in broken.nonzero().squeeze(1).tolist():
+                row = int(rows[place])
+                if int(batch.index[row]) in self.candidates:
+                    nearest[row] = result.adversarial[place].cpu()
             spent = result.forwards + result.backwards
             batch.curve_propagations += int(spent[~counted].sum())
             columns["attempted"][rows[counted]] = True
@@ -209,6 +245,7 @@ class Passes:
         self._levels(batch, x, stage, columns)
         batch.attacks[label] = columns
         batch.seconds[label] = time.perf_counter() - begin
+        return nearest
 
     def _levels(
         self, batch: Batch, x: Tensor, stage: DistanceStage, columns: dict[str, Tensor]
@@ -329,27 +366,23 @@ class Passes:
         batch.distance[rows] = torch.minimum(batch.distance[rows], fell)
         batch.worst.update(rows[counts], label, result.adversarial[counts], columns)
 
-    def _keep(self, batch: Batch, x: Tensor) -> None:
+    def _keep(self, batch: Batch, x: Tensor, nearest: dict[int, Tensor]) -> None:
         """Keep the samples that are to be explained."""
-        kept = [row for row in range(len(x)) if int(batch.index[row]) in self.candidates]
-        if not kept:
-            return
         worst, prediction = batch.worst, batch.logits.argmax(1)
-        confidence = predict_logits(
-            self.plan.model, worst.x[kept], seed=self.config.seed, draws=self.plan.draws
-        ).softmax(1)
-        for place, row in enumerate(kept):
-            found = worst.prediction[row]
+        for row in range(len(x)):
+            if int(batch.index[row]) not in self.candidates:
+                continue
             batch.explained.append(
                 {
                     "index": batch.index[row],
                     "label": batch.labels[row],
                     "clean": x[row],
                     "attacked": worst.x[row],
+                    "nearest": nearest.get(row, worst.x[row]),
                     "clean_prediction": prediction[row],
-                    "attacked_prediction": found,
+                    "attacked_prediction": worst.prediction[row],
                     "clean_confidence": batch.logits[row].softmax(0)[prediction[row]],
-                    "attacked_confidence": confidence[place, found],
+                    "attacked_confidence": batch.confidence[row].nan_to_num(0.0),
                     "success": worst.success[row],
                     "distance": worst.distance[row],
                     "attack": worst.attack[row],

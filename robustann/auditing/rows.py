@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustann.threat import Norm
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Cases:
@@ -17,7 +19,9 @@ class Cases:
     One entry a sample: ``index`` is its position in the test part (int64), ``clean`` and
     ``attacked`` are images (n, C, H, W). ``success`` says that the sample was classified
     correctly and fell; ``distance`` is that of the attacked image in the audited norm,
-    ``attack`` the label of the attack that made it.
+    ``attack`` the label of the attack that made it. ``nearest`` is the nearest adversarial image
+    that a minimum-norm attack found, wherever it lies, or the attacked one where it found none;
+    ``norm`` is the audited one.
     """
 
     index: Tensor
@@ -33,6 +37,8 @@ class Cases:
     attack: Sequence[str]
     eps: float
     bounds: tuple[float, float]
+    nearest: Tensor | None = None
+    norm: Norm = "linf"
 
 
 @dataclass
@@ -85,6 +91,8 @@ class Batch:
         propagations: forwards and backwards spent on a sample by all attacks together.
         distance: the smallest at which a sample is known to be broken: 0 where it is wrong already,
             infinity where nothing broke it.
+        confidence: softmax probability of the worst case's prediction, NaN where the model gave no
+            finite answer; ``label_margin`` is the logit of the label minus the largest other one.
         curve_propagations: spent on the curve alone.
         seconds: spent on each attack.
         explained: the samples to be explained, with their images.
@@ -98,6 +106,8 @@ class Batch:
     worst: Worst
     propagations: Tensor
     distance: Tensor
+    confidence: Tensor
+    label_margin: Tensor
     attacks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     curve_propagations: int = 0
     seconds: dict[str, float] = field(default_factory=dict)

@@ -567,6 +567,7 @@ class Audit:
             attack=[str(row["attack"]) for row in rows],
             eps=self.config.threat.eps,
             bounds=self.config.threat.bounds,
+            norm=self.config.threat.norm,
         )
 
     def _provenance(

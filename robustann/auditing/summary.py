@@ -99,6 +99,8 @@ def summarize(
             ),
             distance=_floats(torch.where(broken, distance, torch.nan)),
             propagations=_ints(torch.cat([batch.propagations for batch in batches])),
+            confidence=_floats(torch.cat([batch.confidence for batch in batches])),
+            margin=_floats(torch.cat([batch.label_margin for batch in batches])),
         ),
         cascade=config.cascade,
         curve=_curve(
