@@ -178,6 +178,7 @@ def test_result_survives_its_json(result, tmp_path):
     result.save(tmp_path)
     assert ra.AuditResult.load(tmp_path / "results.json") == result
     assert {path.name for path in tmp_path.iterdir()} == {
+        "gallery.npz",
         "results.json",
         "samples.csv",
         "report.html",

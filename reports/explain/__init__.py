@@ -229,7 +229,7 @@ def _tried(work: _Work, method: Method, right: Tensor) -> MapQuality:
     )
     span = work.bounds[1] - work.bounds[0]
     found = quality(work.model, method, x, labels, span, work.chunk)
-    return found.model_copy(update=complete)
+    return MapQuality.model_validate({**found.model_dump(), **complete})
 
 
 def _others(labels: Tensor, right: Tensor) -> list[int | None]:
