@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustann.defenses.steps import AdversarialStep, StepWrapper
 from robustann.errors import UsageError
+from robustann.parallel import averaged
 from robustann.rng import SampleRandom
 
 
@@ -86,7 +87,8 @@ class AdversarialWeightPerturbation(StepWrapper):
         weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         with _buffers_kept(model):
             loss, _ = self.step.loss(model, images, crafted, labels)
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            # Of the whole batch, however many processes share it.
+            gradients = averaged(torch.autograd.grad(loss, weights, allow_unused=True))
         self._originals = [(weight, weight.detach().clone()) for weight in weights]
         try:
             with torch.no_grad():

@@ -115,10 +115,12 @@ def test_a_worker_killed_in_mid_audit_loses_one_shard(model_file, tmp_path, alon
     assert told[0] == told[1]
     assert "robust accuracy" in told[0].lower()
     assert lasting((folder / "results.json").read_text()) == alone
-    again = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True)
+    again = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert again.returncode == 0
     assert "finished already" in again.stderr
-    fresh = subprocess.run([*arguments, "--fresh"], env=ENVIRONMENT, capture_output=True, text=True)
+    fresh = subprocess.run(
+        [*arguments, "--fresh"], env=ENVIRONMENT, capture_output=True, text=True, timeout=240
+    )
     assert fresh.returncode == 2
     assert "remove the folder" in fresh.stderr
 
@@ -128,7 +130,7 @@ def test_two_processes_of_torchrun_end_like_one(model_file, tmp_path, alone):
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
         "-m", "robustann", *command(model_file, tmp_path / "audit"),
     ]  # fmt: skip
-    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report:") == 1
     assert lasting((tmp_path / "audit" / "results.json").read_text()) == alone

@@ -103,7 +103,11 @@ def harden(
     from robustann.api import harden as run
     from robustann.auditing import get_preset
     from robustann.defenses.registry import check_together, parse_defense
+    from robustann.launch import world
 
+    # Of several processes one speaks, and writes.
+    first = world().rank == 0
+    quiet = quiet or not first
     chosen = [parse_defense(text) for text in defenses or ("adversarial-training",)]
     check_together(chosen)
     get_preset(preset)
@@ -144,6 +148,8 @@ def harden(
         command=shlex.join(["robustann", *sys.argv[1:]]),
         notify=lambda message: None if quiet else click.echo(message, err=True),
     )
+    if not first:
+        return 0
     result.save(folder)
     if not quiet:
         told = ["--data", data_spec, "--norm", threat.norm, "--eps", threat.eps_text]

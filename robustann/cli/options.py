@@ -124,7 +124,14 @@ def read_data(data_spec: str, data_root: Path | None, download: bool, image_size
     ``usual_size`` is what the images of a folder become where nothing else decides it.
     """
     from robustann.data import load_data, runs_code
+    from robustann.errors import UsageError
+    from robustann.launch import world
 
+    if download and world().size > 1:
+        raise UsageError(
+            "expected --download from one process, for several would write the same files; fetch "
+            "the data before torchrun"
+        )
     if runs_code(data_spec) and not quiet:
         click.echo(f"importing {data_spec} from the current folder or the environment", err=True)
     return load_data(data_spec, root=data_root, download=download, image_size=image_size,

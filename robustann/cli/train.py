@@ -58,14 +58,19 @@ def train(
     stopped run can go on with --resume and ends as if it had not been stopped.
 
     \b
-    Example:
+    Examples:
       robustann train --data mnist --data-root data --download --out mnist.safetensors
+      torchrun --nproc-per-node 8 -m robustann train --data cifar10 --batch-size 512
     """
     from robustann.errors import UsageError
+    from robustann.launch import world
     from robustann.models import save_model
     from robustann.training import TrainConfig
     from robustann.training import train as run
 
+    # Of several processes one speaks, and writes.
+    first = world().rank == 0
+    quiet = quiet or not first
     config = training_config(settings, seed) or TrainConfig(seed=seed)
     if out is None:
         name = "".join(c if c.isalnum() or c == "-" else "-" for c in f"{data_spec}-{arch}")
@@ -86,6 +91,8 @@ def train(
         resume=resume,
         progress=not quiet,
     )
+    if not first:
+        return
     save_model(result.model, out, training=result.training, metrics=result.metrics)
     # Only now: where saving fails, --resume saves again without training again.
     checkpoint.unlink(missing_ok=True)

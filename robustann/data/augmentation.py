@@ -21,7 +21,8 @@ class Augmentation:
 
     Calling it with images (N, C, H, W) and a ``torch.Generator`` returns images of the same
     shape; every image has its own shift and flip. The random numbers are drawn on the
-    generator's device, so a CPU generator gives the same batch on any device.
+    generator's device, so a CPU generator gives the same batch on any device. Images that are the
+    ``rows`` of a larger batch of ``of`` images get what they would get in it.
 
     Raises:
         UsageError: ``pad`` is negative.
@@ -40,23 +41,31 @@ class Augmentation:
         if self.pad < 0:
             raise UsageError(f"expected pad >= 0 pixels, got {self.pad}; use 0 for no crop")
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        *,
+        rows: slice = slice(None),
+        of: int | None = None,
+    ) -> Tensor:
         if not self.pad and not self.flip:
             return images
         n, _, height, width = images.shape
+        whole = n if of is None else of
         here, there = images.device, generator.device
-        rows = torch.arange(height, device=here).expand(n, -1)
+        lines = torch.arange(height, device=here).expand(n, -1)
         columns = torch.arange(width, device=here).expand(n, -1)
         if self.flip:
-            flipped = torch.rand(n, 1, generator=generator, device=there).to(here) < 0.5
-            columns = torch.where(flipped, width - 1 - columns, columns)
+            drawn = torch.rand(whole, 1, generator=generator, device=there)[rows]
+            columns = torch.where(drawn.to(here) < 0.5, width - 1 - columns, columns)
         if self.pad:
             shift = torch.randint(
-                0, 2 * self.pad + 1, (2, n, 1), generator=generator, device=there
-            ).to(here)
-            rows, columns = rows + shift[0], columns + shift[1]
+                0, 2 * self.pad + 1, (2, whole, 1), generator=generator, device=there
+            )[:, rows].to(here)
+            lines, columns = lines + shift[0], columns + shift[1]
             images = F.pad(images, (self.pad,) * 4)
         # One gather does crop and flip: index (N,1,1,1), all channels, (N,1,H,1), (N,1,1,W).
         sample = torch.arange(n, device=here).view(n, 1, 1, 1)
         channel = torch.arange(images.shape[1], device=here).view(1, -1, 1, 1)
-        return images[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+        return images[sample, channel, lines[:, None, :, None], columns[:, None, None, :]]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustann import files
+from robustann import files, parallel
 from robustann.attacks import MM, PGD
 from robustann.auditing import Audit, AuditConfig
 from robustann.auditing.runner import Explainer
@@ -138,6 +138,8 @@ def harden(
 ) -> HardenResult:
     """Harden a model and measure what that did; :func:`robustann.harden` tells the arguments."""
     plan = planned(model, data, config, defenses, training, device)
+    # Where several processes were launched, all take part in training and audits.
+    parallel.join(plan.device)
     kept = Kept(state, {} if state is None else plan.identity(model, data, config))
     work = _Work(plan, data, config, kept, explainer, progress, command, notify)
     name = model_name or (model if isinstance(model, str) else type(model).__name__)
@@ -199,6 +201,8 @@ def harden(
         notes=notes,
         training=None if trained is None else _told(trained),
     )
+    # Who saves removes what was kept on the way: not before all have it.
+    parallel.gathered(None)
     return HardenResult(
         model=hardened,
         network=network,
@@ -257,7 +261,8 @@ class _Work:
             self.notify(f"{called}: audited before the stop")
             return done
         self.notify(f"auditing {called}")
-        config = self.config
+        config, state = self.config, self.kept.path(stage)
+        shared = state is not None and parallel.together()
         if not whole:
             config = replace(config, explain=False, curve=False, weights=False, certify=False)
         result = Audit(config).run(
@@ -269,11 +274,14 @@ class _Work:
             explainer=self.explainer if whole else None,
             progress=self.progress,
             command=self.command,
-            state=self.kept.path(stage),
+            state=state,
             notify=self.notify,
             draws=draws,
             shown=shown,
+            shared=shared,
         )
+        # Others may still be reading what they share.
+        parallel.gathered(None)
         self.kept.keep_audit(stage, result)
         return result
 

@@ -25,12 +25,12 @@ def channel_statistics(split: Split, batch_size: int) -> tuple[list[float], list
     return mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist()
 
 
-def predictions(model: nn.Module, split: Split, batch_size: int) -> Tensor:
-    """The predicted classes of all images, on the CPU; the model is then in eval mode."""
+def predictions(model: nn.Module, split: Split, batch_size: int, positions: Tensor) -> Tensor:
+    """The predicted classes of the images there, on the CPU; the model is then in eval mode."""
     model.eval()
     found = []
     with torch.no_grad():
-        for indices in torch.split(torch.arange(len(split)), batch_size):
+        for indices in torch.split(positions, batch_size):
             logits = model(split.images(indices))
             if not bool(torch.isfinite(logits).all()):
                 raise RobustannError(
@@ -54,8 +54,3 @@ def fetched(split: Split, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, T
             if following is not None:
                 coming = reader.submit(split.images, following)
             yield batch, images
-
-
-def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """Share of predictions that equal the label."""
-    return int((predictions == labels).sum()) / len(labels)

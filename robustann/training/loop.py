@@ -19,17 +19,20 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
+from robustann import parallel
 from robustann.data import ImageData, Split
 from robustann.errors import ModelError, RobustannError, UsageError, unknown_name
 from robustann.files import check_writable_folder, write_text
+from robustann.launch import world
 from robustann.metrics import classification_report
 from robustann.models import ImageClassifier, create_model, resolve_device, tensor_digest
 from robustann.models.registry import is_code
 from robustann.progress import Advance, progress_bar
 from robustann.rng import SampleRandom
-from robustann.training.batches import accuracy, channel_statistics, fetched, predictions
+from robustann.training.batches import channel_statistics, fetched, predictions
 from robustann.training.checkpoint import load_checkpoint, save_checkpoint
 from robustann.training.config import TrainConfig
+from robustann.training.distributed import SharedStatistics, joint
 from robustann.training.modes import kept_in_eval_mode
 from robustann.training.randomness import generator, global_state_kept, seed_global
 from robustann.training.steps import StandardStep, TrainingStep
@@ -150,6 +153,11 @@ def train(
             the weights that it had at the first start: load it, or seed what makes it.
         progress: show a bar on stderr, if that is a terminal.
 
+    Launched by ``torchrun``, all processes call this alike and train one model: each takes its
+    share of every batch (``batch_size`` stays the images of all together), gradients are averaged,
+    and the first one writes checkpoint and log, which all of them must see. Each returns the same.
+    Started again (``--max-restarts``), they go on from the checkpoint.
+
     The caller's random state is the same afterwards as before.
 
     Raises:
@@ -169,6 +177,10 @@ def train(
         if path is not None:
             check_writable_folder(Path(path).parent)
     place = resolve_device(None if device is None else str(device))
+    launched = parallel.join(place)
+    # Of several processes one writes.
+    writes = launched.rank == 0
+    resume = resume or (launched.restarts > 0 and checkpoint is not None)
     data = data.to(place)
     with global_state_kept(place):
         module = _built(model, data, config) if isinstance(model, str) else model
@@ -176,22 +188,25 @@ def train(
         architecture = model if isinstance(model, str) else type(model).__qualname__
         run = _Run(module, architecture, data, config, step, place)
         identity = run.identity() if checkpoint is not None else {}
-        if resume and checkpoint is not None and Path(checkpoint).exists():
+        found = resume and checkpoint is not None and Path(checkpoint).exists()
+        if parallel.agreed(found) and checkpoint is not None:
             run.history = load_checkpoint(Path(checkpoint), identity, run.restore)
-        if log is not None:
+        if log is not None and writes:
             # Written anew from the history: lines of epochs that the checkpoint lacks drop out.
             write_text(log, "".join(json.dumps(row) + "\n" for row in run.history))
         total = (run.epochs - len(run.history)) * run.steps
-        with progress_bar(total, wanted=progress, unit="steps") as advance:
+        with progress_bar(total, wanted=progress and writes, unit="steps") as advance:
             while not run.finished:
                 run.epoch(advance)
-                if checkpoint is not None:
-                    save_checkpoint(Path(checkpoint), run.state(), identity, run.history)
-                if log is not None:
+                # All of them: each knows a part of it.
+                state = run.state() if checkpoint is not None else {}
+                if checkpoint is not None and writes:
+                    save_checkpoint(Path(checkpoint), state, identity, run.history)
+                if log is not None and writes:
                     with Path(log).open("a", encoding="utf-8") as stream:
                         stream.write(json.dumps(run.history[-1]) + "\n")
         result = run.result()
-    if checkpoint is not None and not keep_checkpoint:
+    if checkpoint is not None and not keep_checkpoint and writes:
         Path(checkpoint).unlink(missing_ok=True)
     return result
 
@@ -218,6 +233,14 @@ class _Run:
         if getattr(step, "watched", False):
             self.trained, self.watched = set_aside(count, config.seed)
         self.batch_size = min(config.batch_size, len(self.trained))
+        self.launched = world()
+        each, left = divmod(self.batch_size, self.launched.size)
+        if left or not each:
+            raise UsageError(
+                f"batch_size: expected a multiple of the {self.launched.size} processes that share "
+                f"each batch, got {self.batch_size} images; choose another one"
+            )
+        self.share = slice(self.launched.rank * each, (self.launched.rank + 1) * each)
         self.replays: int = getattr(step, "replays", 1)
         self.steps = len(self.trained) // self.batch_size * self.replays
         self.history: list[dict[str, Any]] = []
@@ -234,6 +257,7 @@ class _Run:
         model.to(device)
         # Before anything copies or lists the parameters: lazy ones get their shape here.
         self._check_fit()
+        self.statistics = SharedStatistics(model, device)
         model.to(memory_format=self.format)
         self.average: AveragedModel | None = None
         if config.ema:
@@ -251,6 +275,7 @@ class _Run:
             self.optimizer, max_lr=self.lr, total_steps=total, cycle_momentum=False
         )
         self.forward: Any = torch.compile(model) if config.compile else model
+        self.objective = joint(step, self.forward, self.data.train.images(slice(0, 2)))
 
     @property
     def judged(self) -> nn.Module:
@@ -319,7 +344,8 @@ class _Run:
             with self._blamed():
                 first = {"watch_before": self._watched_accuracy()}
         self._tell("begin_epoch", number, self.epochs)
-        seed_global(self.device, config.seed, number)
+        # Dropout in the parts of a batch is not the same.
+        seed_global(self.device, config.seed + 1_000_003 * self.launched.rank, number)
         self.forward.train()
         for name in self.still:
             self.model.get_submodule(name).training = False
@@ -341,8 +367,12 @@ class _Run:
             correct += (logits.detach().argmax(1) == labels).sum()
             # Reading a value waits for an accelerator, so not at every step.
             if (done := index + 1) % _READ_EVERY == 0 or done == self.steps:
-                self._check_finite(losses[:done], number)
+                self._check_finite(parallel.total(losses[:done]) / self.launched.size, number)
                 advance((done - 1) % _READ_EVERY + 1, self._words(number, float(losses[index])))
+        losses, correct = parallel.total(losses) / self.launched.size, parallel.total(correct)
+        # Statistics of batch normalisation, unlike weights, each process has gathered by itself.
+        for module in {self.model, self.judged}:
+            parallel.from_first(list(module.buffers()))
         with self._blamed():
             guarded = first | self._guard(before, first) if before else {}
             validated = self._validate()
@@ -369,7 +399,7 @@ class _Run:
         low = self.config.precision == "bf16"
         try:
             with self._blamed(), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-                loss, logits = self.step(self.forward, images, labels, random=random)
+                loss, logits = self.objective(images, labels, random)
             self.optimizer.zero_grad(set_to_none=True)
             with self._blamed():
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -386,8 +416,9 @@ class _Run:
         order = self.trained[torch.randperm(len(self.trained), generator=shuffle)]
         # The images left over after the last whole batch sit this epoch out.
         batches = torch.split(order, self.batch_size)[: self.steps // self.replays]
-        for batch, images in fetched(self.data.train, batches):
-            images = self.data.augmentation(images, augment)
+        own = [batch[self.share] for batch in batches]
+        for batch, images in fetched(self.data.train, own):
+            images = self.data.augmentation(images, augment, rows=self.share, of=self.batch_size)
             images = images.contiguous(memory_format=self.format)
             labels = self.data.train.labels[batch].to(self.device)
             for replay in range(self.replays):
@@ -403,7 +434,7 @@ class _Run:
 
     def _snapshot(self) -> dict[str, Any]:
         """A copy of what an epoch changes, except the schedule, which goes on."""
-        state = self.state()
+        state = self._state()
         return copy.deepcopy({name: state[name] for name in _UNDONE})
 
     def _watched_accuracy(self) -> float:
@@ -442,8 +473,8 @@ class _Run:
 
     def _validate(self) -> dict[str, float]:
         """Validation accuracy, and the accuracy on what the step wants to be judged by."""
-        split, model, size = self.data.validation, self.judged, 2 * self.batch_size
-        row = {"validation_accuracy": accuracy(predictions(model, split, size), split.labels)}
+        split, model = self.data.validation, self.judged
+        row = {"validation_accuracy": self._accuracy(model, split)}
         if hasattr(self.step, "validation_logits"):
             count = min(len(split), _JUDGED)
             some = torch.arange(count) * len(split) // count
@@ -456,15 +487,24 @@ class _Run:
         self, model: nn.Module, split: Split, positions: Tensor, purpose: str
     ) -> float:
         """Accuracy on what the step wants to be judged by; the model is in eval mode."""
-        found = []
-        for indices in torch.split(positions, 2 * self.batch_size):
+        found = torch.zeros((), dtype=torch.int64)
+        # Each process judges its part.
+        own = positions[self.launched.rank :: self.launched.size]
+        for indices in torch.split(own, 2 * self.batch_size):
             random = SampleRandom.create(self.config.seed, indices).fork(purpose)
             labels = split.labels[indices].to(self.device)
             logits = self.step.validation_logits(  # type: ignore[attr-defined]
                 model, split.images(indices), labels, random=random.to(self.device)
             )
-            found.append(logits.argmax(1).cpu())
-        return accuracy(torch.cat(found), split.labels[positions])
+            found += (logits.argmax(1).cpu() == split.labels[indices]).sum()
+        return int(parallel.total(found.to(self.device))) / len(positions)
+
+    def _accuracy(self, model: nn.Module, split: Split) -> float:
+        """Accuracy on a whole part; each process judges some of it."""
+        own = torch.arange(self.launched.rank, len(split), self.launched.size)
+        found = predictions(model, split, 2 * self.batch_size, own)
+        right = (found == split.labels[own]).sum()
+        return int(parallel.total(right.to(self.device))) / len(split)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the final weights depend on, as JSON values; asked for at the start."""
@@ -486,19 +526,27 @@ class _Run:
         return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
     def state(self) -> dict[str, Any]:
-        """Everything that an exact resume needs beside the history."""
+        """Everything that an exact resume needs beside the history, of all processes together."""
+        return {**self._state(), "steps": parallel.gathered(self._step_state())}
+
+    def _step_state(self) -> dict[str, Any]:
+        return self.step.state() if hasattr(self.step, "state") else {}
+
+    def _state(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average is not None else {},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "best_weights": self.best_weights,
-            "step": self.step.state() if hasattr(self.step, "state") else {},
+            "step": self._step_state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state` returned."""
         self.schedule.load_state_dict(state["schedule"])
+        if len(state["steps"]) == self.launched.size:
+            state = {**state, "step": state["steps"][self.launched.rank]}
         self._restore_weights(state)
         self.best_weights = {
             name: tensor.to(self.device) for name, tensor in state["best_weights"].items()
@@ -525,9 +573,10 @@ class _Run:
         }
         self.model.load_state_dict(self.best_weights)
         self.model.zero_grad(set_to_none=True)
+        self.statistics.put_back()
         self.model.to(memory_format=torch.contiguous_format)
         with self._blamed():
-            found = predictions(self.model, test, 2 * self.batch_size)
+            found = predictions(self.model, test, 2 * self.batch_size, torch.arange(len(test)))
         report = classification_report(test.labels, found, self.data.class_names)
         best, last = self.history[self.best_epoch - 1], self.history[-1]
         metrics = {
