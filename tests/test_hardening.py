@@ -222,6 +222,40 @@ def test_everything_together_on_a_fresh_architecture(digits, tmp_path):
         assert (tmp_path / part / "report.html").exists()
 
 
+MILD = [
+    "check", "bit-depth:bits=6", "gaussian:sigma=0.2", "jpeg:quality=95", "median:size=2",
+    "tv:weight=0.01,steps=3", "resize-pad:scale=0.95", "noise:sigma=0.02",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", [("awp",), ("bit-error-training:rate=0.01",)])
+def test_all_defenses_together(weights, small, digits, monkeypatch):
+    import robustann.auditing.presets as presets
+
+    # Each answer is a mean of 20 draws through eight sanitizers: few questions will do here.
+    attack = ra.PGD(steps=3, loss="margin")
+    monkeypatch.setitem(hardening._EFFORT, "quick", {"queries": 5, "attacks": (attack,)})
+    short = dataclasses.replace(
+        presets.PRESETS["quick"], stages=(presets.Stage(attack),), check=(), escalation=()
+    )
+    monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "quick": short})
+    wrappers = (*weights, "weight-clipping:w_max=0.5")
+    defenses = ["trades:steps=3", *wrappers, *MILD]
+    result = ra.harden(
+        small, digits, THREAT, defenses, epochs=2, weights=True, **{**QUICK, "max_samples": 3}
+    )
+    assert_one_minimum(result)
+    used = {one.name for one in result.comparison.defenses}
+    sanitizers = {name for name, kind in defense_names().items() if kind == "sanitizer"}
+    assert used == {parse_defense(one).name for one in defenses} >= sanitizers
+    between, after = result.comparison.stages[1:]
+    assert between.clean_accuracy >= after.clean_accuracy > 0.4
+    assert max(float(p.detach().abs().max()) for p in result.network.parameters()) <= 0.5 + 1e-6
+    page = render(result.after)
+    for one in result.comparison.defenses:
+        assert one.limits[0][:40] in page.replace("&#39;", "'")
+
+
 def test_a_users_own_module_and_arrays(tmp_path):
     torch.manual_seed(0)
     images = torch.rand(300, 1, 6, 6)
