@@ -1,8 +1,9 @@
-"""Turns an :class:`~robustann.results.AuditResult` into a page that explains itself.
+"""Turns audits into pages that explain themselves: one audit, several side by side, or many.
 
-A section is one template in ``templates/sections``; files there are found and shown in the order
-of their names. Templates are autoescaped and see ``result``, the figures of ``views.py``, the
-charts of ``charts.py`` and the filters of ``filters.py``.
+A section of an audit's page is one template in ``templates/sections``; files there are found and
+shown in the order of their names. Those of a comparison lie in ``templates/compare``, those of an
+overview in ``templates/index``. Templates are autoescaped and see ``result``, the figures of
+``views``, the charts of ``charts.py`` and the filters of ``filters.py``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -18,12 +20,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from robustann.reports import charts, filters, views
+from robustann.reports.views.comparing import compare
+from robustann.reports.views.overview import Found, overview
 from robustann.results import AuditResult
 
-__all__ = ["render"]
+__all__ = ["render", "render_comparison", "render_overview"]
 
 _FILES = {"style": "style.css", "script": "page.js"}
-_SECTION = re.compile(r"sections/\d+-([a-z-]+)\.html\.j2")
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,37 @@ def render(result: AuditResult) -> str:
 
     Every section has a template that sets ``title``; one that renders to nothing is left out.
     """
+    return _page("audit", "sections", result=result)
+
+
+def render_comparison(results: Sequence[tuple[str, AuditResult]]) -> str:
+    """A page of two or more audits, each with the name that it goes by (a path): paired
+    differences to the first, which samples changed sides, curves over each other.
+
+    Raises:
+        UsageError: fewer than two audits, or more than can be told apart.
+        DataError: no sample was audited in all of them, or their classes or labels differ.
+    """
+    return _page("compare", "compare", comparison=compare(results))
+
+
+def render_overview(folder: str, found: Sequence[Found]) -> str:
+    """An overview of the audits that were found in a folder, with trends over time."""
+    return _page("index", "index", overview=overview(folder, found))
+
+
+def _page(template: str, folder: str, **context: object) -> str:
     environment = _environment()
+    pattern = re.compile(rf"{folder}/\d+-([a-z-]+)\.html\.j2")
     sections = []
     for name in environment.list_templates():
-        if match := _SECTION.fullmatch(name):
-            module = environment.get_template(name).make_module({"result": result})
+        if match := pattern.fullmatch(name):
+            module = environment.get_template(name).make_module(context)
             body = Markup(str(module)).strip()
             if body:
                 sections.append(_Section(match[1], getattr(module, "title"), Markup(body)))  # noqa: B009
-    return environment.get_template("page.html.j2").render(
-        result=result, sections=sections, **_inline("style"), **_inline("script")
+    return environment.get_template(f"{template}.html.j2").render(
+        **context, sections=sections, **_inline("style"), **_inline("script")
     )
 
 

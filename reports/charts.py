@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 from markupsafe import Markup, escape
 
 from robustann.reports.filters import interval, percent, plain, significant
 from robustann.reports.views import (
+    MARKS,
     Calibration,
+    Entry,
     Storage,
+    Trend,
     bit_error_rate,
     in_255ths,
     proven,
@@ -161,6 +165,99 @@ def curve(result: AuditResult) -> Markup:
     return _svg(
         "Robust and certified accuracy over eps" if certified else "Robust accuracy over eps",
         says,
+        *shapes,
+        class_="curve",
+        viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
+    )
+
+
+def curves(entries: Sequence[Entry]) -> Markup:
+    """Robust accuracy over eps of several audits in one norm, each line with its own mark.
+
+    >>> curves.__name__
+    'curves'
+    """
+    drawn = [(one, sorted(one.result.curve, key=lambda point: point.eps)) for one in entries]
+    first = entries[0].result
+    unit, per_unit = ("/255", 255.0) if in_255ths(first) else ("", 1.0)
+    audited = max(one.result.threat.eps for one, _ in drawn)
+    last = max(audited, *(points[-1].eps for _, points in drawn)) or 1.0
+    power = 0.5 if last > 8 * audited else 1.0
+
+    def x(eps: float) -> float:
+        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * math.pow(eps / last, power), 2)
+
+    y = _height
+    ticks = {
+        x(tick / per_unit): f"{significant(tick)}{unit if tick else ''}"
+        for tick in _ticks(last * per_unit, power, doubling=unit != "")
+    }
+    scale = ", square-root scale" if power < 1 else ""
+    shapes = _frame(y, ticks, f"eps ({plain(first.threat.norm, 20)}{scale})") + _chance(first, y)
+    says = []
+    for one, points in drawn:
+        band = [(x(p.eps), y(p.interval.high)) for p in points]
+        band += [(x(p.eps), y(p.interval.low)) for p in reversed(points)]
+        shapes.append(_tag("polygon", class_=f"band series{one.place}", points=_path(band)))
+    for one, points in drawn:
+        line = [(x(p.eps), y(p.robust_accuracy)) for p in points]
+        shapes.append(_tag("polyline", class_=f"line series{one.place}", points=_path(line)))
+        told = [f"eps {significant(p.eps)}: {percent(p.robust_accuracy)}" for p in points]
+        shapes += [
+            _shape(MARKS[one.place], f"point series{one.place}", px, py, f"{one.letter}, {text}")
+            for (px, py), text in zip(line, told, strict=True)
+        ]
+        says.append(f"{one.letter}: {'; '.join(told)}.")
+    return _svg(
+        "Robust accuracy over eps, side by side",
+        " ".join(says),
+        *shapes,
+        class_="curve",
+        viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
+    )
+
+
+def trend(found: Trend) -> Markup:
+    """Clean and robust accuracy of audits over the time at which they were started.
+
+    >>> trend.__name__
+    'trend'
+    """
+    begin, end = found.audits[0][0], found.audits[-1][0]
+    whole = (end - begin).total_seconds()
+
+    def x(when: datetime, place: int) -> float:
+        # Audits at one moment stand in their order.
+        share = (when - begin).total_seconds() / whole if whole else place / (len(found.audits) - 1)
+        return round(_LEFT + 10 + (_WIDTH - _LEFT - _RIGHT - 20) * share, 2)
+
+    y = _height
+    same_day = begin.date() == end.date()
+    words = [f"{one:%H:%M}" if same_day else f"{one.day} {one:%b %Y}" for one in (begin, end)]
+    ticks = {x(begin, 0): words[0], x(end, len(found.audits) - 1): words[1]}
+    axis = f"started ({begin.day} {begin:%B %Y}, UTC)" if same_day else "started (UTC)"
+    shapes = _frame(y, ticks, axis) + _chance(found.audits[0][1].result, y)
+    says = []
+    for kind, word in (("clean", "clean"), ("worst", "robust")):
+        line = []
+        marks = []
+        for place, (when, one) in enumerate(found.audits):
+            scores = one.result.clean if kind == "clean" else one.result.worst_case.scores
+            px, py = x(when, place), y(scores.accuracy)
+            line.append((px, py))
+            told = (
+                f"{when.day} {when:%B %Y, %H:%M}, {plain(one.result.provenance.model, 60)}: {word} "
+                f"{percent(scores.accuracy)}, interval {interval(scores.interval)}"
+            )
+            says.append(told)
+            low, high = y(scores.interval.low), y(scores.interval.high)
+            marks.append(_tag("line", class_=f"span {kind}", x1=px, x2=px, y1=low, y2=high))
+            shape = "ring" if kind == "clean" else "disc"
+            marks.append(_shape(shape, "ring clean" if kind == "clean" else "point", px, py, told))
+        shapes += [_tag("polyline", class_=f"line {kind}", points=_path(line)), *marks]
+    return _svg(
+        "Accuracy over time",
+        "; ".join(says),
         *shapes,
         class_="curve",
         viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
@@ -353,13 +450,19 @@ def bit_errors(weights: Weights, chance: float) -> Markup:
 
 
 def _mark(storage: Storage, x: float, y: float, says: str) -> Markup:
-    """A disc, a square or a triangle, so that the lines do not differ in colour alone."""
-    classes, title = f"point {storage.kind}", _tag("title", says)
-    if storage.mark == "square":
-        corners = [(x - 4, y - 4), (x + 4, y - 4), (x + 4, y + 4), (x - 4, y + 4)]
-    elif storage.mark == "triangle":
-        corners = [(x, y - 5), (x + 5, y + 4), (x - 5, y + 4)]
-    else:
+    return _shape(storage.mark, f"point {storage.kind}", x, y, says)
+
+
+def _shape(mark: str, classes: str, x: float, y: float, says: str) -> Markup:
+    """A mark of its own shape, so that lines do not differ in colour alone."""
+    title = _tag("title", says)
+    corners = {
+        "square": [(x - 4, y - 4), (x + 4, y - 4), (x + 4, y + 4), (x - 4, y + 4)],
+        "triangle": [(x, y - 5), (x + 5, y + 4), (x - 5, y + 4)],
+        "diamond": [(x, y - 6), (x + 5, y), (x, y + 6), (x - 5, y)],
+        "bar": [(x - 6, y - 2), (x + 6, y - 2), (x + 6, y + 2), (x - 6, y + 2)],
+    }.get(mark)
+    if corners is None:
         return _tag("circle", title, class_=classes, cx=x, cy=y, r="4")
     return _tag("polygon", title, class_=classes, points=_path(corners))
 

@@ -6,17 +6,18 @@ import csv
 import io
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import (
+from made_up import VARIANTS, make_result, no_attack_fell
     VARIANTS,
     make_result,
 )
 
-from robustann.reports import render
+from robustann.reports import render, render_comparison, render_overview
+from robustann.reports.views.overview import Found
 
 BROWSER = shutil.which("chromium")
 ARGUMENTS = [
@@ -228,10 +229,75 @@ def test_browser_prints_what_is_folded(opened: Any) -> None:
     assert opened.locator("details[open]").count() == 0
 
 
+def compared() -> str:
+    weak, strong = make_result(), make_result(strengths=(0.0, 0.1, 0.2))
+    return render_comparison([("a.json", weak), ("b.json", strong)])
+
+
+def listed() -> str:
+    return render_overview("runs", [Found(name, None, make_result()) for name in "ab"])
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "usual": lambda: render(make_result()),
+    "nothing fell": lambda: render(no_attack_fell()),
+    "compared": compared,
+    "listed": listed,
+}
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("kind", ["compared", "listed"])
+def test_browser_shows_other_pages_without_complaint(
+    browser: Any, tmp_path: Path, kind: str, width: int
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(PAGES[kind](), encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    page.close()
+    assert said == []
+    assert widths[0] <= widths[1]
+
+
+def test_browser_slides_along_a_path_and_shows_all_of_it_without_a_script(
+    opened: Any, browser: Any
+) -> None:
+    card = opened.locator(".card").first
+    card.locator("summary").click()
+    frames, slider = card.locator(".path figure"), card.get_by_role("slider")
+    assert frames.count() == 4
+    # It begins where the prediction first turns.
+    assert [frames.nth(k).is_visible() for k in range(4)] == [False, False, True, False]
+    slider.press("ArrowLeft")
+    assert [frames.nth(k).is_visible() for k in range(4)] == [False, True, False, False]
+    assert "distance 1.57/255" in (slider.get_attribute("aria-valuetext") or "")
+    slider.press("End")
+    assert frames.nth(3).is_visible()
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(opened.url)
+    page.locator(".card summary").first.click()
+    assert all(page.locator(".path figure").nth(k).is_visible() for k in range(4))
+    context.close()
+
+
 @pytest.mark.parametrize(
-    ("variant", "scheme"), [("usual", "light"), ("usual", "dark"), ("nothing fell", "light")]
+    ("kind", "scheme"),
+    [
+        ("usual", "light"),
+        ("usual", "dark"),
+        ("nothing fell", "light"),
+        ("compared", "light"),
+        ("compared", "dark"),
+        ("listed", "dark"),
+    ],
 )
-def test_axe_finds_no_violation(browser: Any, scheme: str, variant: str) -> None:
+def test_axe_finds_no_violation(browser: Any, scheme: str, kind: str) -> None:
     package = pytest.importorskip(
         "axe_playwright_python", reason="axe-core is not installed: accessibility is not checked"
     )
@@ -239,7 +305,7 @@ def test_axe_finds_no_violation(browser: Any, scheme: str, variant: str) -> None
     # What is added for the test alone, the page's own policy would forbid.
     context = browser.new_context(color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
-    page.set_content(render(VARIANTS[variant]()))
+    page.set_content(PAGES[kind]())
     page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
     page.evaluate(script)
     found = page.evaluate("axe.run().then(found => found.violations)")

@@ -15,6 +15,7 @@ from robustann.reports.views.classes import (
     turned,
     weakest,
 )
+from robustann.reports.views.comparing import MARKS, Entry, side_by_side
 from robustann.reports.views.confidence import CONFIDENCES, Calibration, Sure, calibration, sure
 from robustann.reports.views.counts import broken, correct, distance, in_255ths
 from robustann.reports.views.explanations import (
@@ -25,6 +26,7 @@ from robustann.reports.views.explanations import (
     shown_path,
 )
 from robustann.reports.views.hardening import bit_errors, hardened
+from robustann.reports.views.overview import Trend
 from robustann.reports.views.verdict import (
     VERDICT_RULES,
     VERDICTS,
@@ -48,6 +50,7 @@ from robustann.reports.views.words import DEFINITIONS
 __all__ = [
     "CONFIDENCES",
     "DEFINITIONS",
+    "MARKS",
     "MATRIX_LIMIT",
     "METHODS",
     "SHADES",
@@ -56,11 +59,13 @@ __all__ = [
     "Calibration",
     "ClassRow",
     "DriftGroup",
+    "Entry",
     "Flip",
     "Glance",
     "Row",
     "Storage",
     "Sure",
+    "Trend",
     "Verdict",
     "bit_error_rate",
     "bit_error_rows",
@@ -86,6 +91,7 @@ __all__ = [
     "sanity",
     "shade",
     "shown_path",
+    "side_by_side",
     "spent",
     "storages",
     "sure",

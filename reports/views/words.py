@@ -89,4 +89,12 @@ DEFINITIONS: dict[str, str] = {
         "largest gap, relative to the sum of |attribution|; with twice the steps where it is above "
         "0.02."
     ),
+    "paired difference": (
+        "How many more of the same samples are right, in percentage points, with its 95 % interval "
+        "(Agresti and Min 2005)."
+    ),
+    "McNemar": (
+        "McNemar's exact test on the samples that changed sides: how likely so uneven a split is "
+        "if nothing differed."
+    ),
 }

@@ -11,8 +11,10 @@ import click
 from robustann import __version__
 from robustann.cli.attack import attack
 from robustann.cli.audit import audit
+from robustann.cli.compare import compare
 from robustann.cli.config import config
 from robustann.cli.harden import harden
+from robustann.cli.index import index
 from robustann.cli.inspect import inspect
 from robustann.cli.listing import listing
 from robustann.cli.report import report
@@ -40,7 +42,9 @@ def cli() -> None:
     """
 
 
-for command in (train, attack, audit, config, harden, report, inspect, seal, verify, listing):
+for command in (
+    train, attack, audit, config, harden, report, compare, index, inspect, seal, verify, listing,
+):  # fmt: skip
     cli.add_command(command)
 
 
