@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 from made_up import VARIANTS, make_result, no_attack_fell
-    VARIANTS,
-    make_result,
-)
 
 from robustann.reports import render, render_comparison, render_overview
 from robustann.reports.views.overview import Found
