@@ -11,7 +11,7 @@ the place of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -332,6 +332,13 @@ class Oracle:
         Raises:
             ModelError: the output does not depend on the input in a differentiable way.
         """
+        return self.gradients(x, [loss], leak)[0]
+
+    def gradients(self, x: Tensor, losses: Sequence[Loss], leak: float = 0.0) -> list[Tensor]:
+        """The gradients of several losses: one forward a sample, and one backward for each.
+
+        As :meth:`gradient` in everything else.
+        """
         x = x.detach().requires_grad_()
         with leaky_backward(leak):
             logits = self._query(x)
@@ -341,18 +348,23 @@ class Oracle:
                 "no_grad, detach or argmax from its forward pass, or use an attack that needs "
                 "no gradients"
             )
-        total = loss(logits, self.labels, self.threat.targeted).sum()
-        (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
-        if gradient is None:
-            raise ModelError(
-                "expected the logits to depend on the image, but they do not; check the model's "
-                "forward pass"
+        found = []
+        for place, loss in enumerate(losses, start=1):
+            total = loss(logits, self.labels, self.threat.targeted).sum()
+            (gradient,) = torch.autograd.grad(
+                total, x, allow_unused=True, retain_graph=place < len(losses)
             )
+            if gradient is None:
+                raise ModelError(
+                    "expected the logits to depend on the image, but they do not; check the "
+                    "model's forward pass"
+                )
+            # Not in place: autograd may return a broadcast tensor.
+            found.append(gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         self.logits = logits.detach()
-        self._best["backwards"] += self._standing * self._draws
+        self._best["backwards"] += self._standing * (self._draws * len(losses))
         self._judge(x.detach())
-        # Not in place: autograd may return a broadcast tensor.
-        return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return found
 
     def _query(self, x: Tensor) -> Tensor:
         logits = _mean_logits(self._model, x, self._draws)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -34,7 +35,7 @@ class FAB(Attack):
         steps: steps of one start.
         restarts: starts: the first from the original, the others from a random image half as far
             away as the nearest adversarial one found (at most half of eps).
-        targets: 0 to weigh the boundaries to all other classes, which costs a gradient each; k
+        targets: 0 to weigh the boundaries to all other classes, which costs a backward each; k
             for that to the k-th runner-up of the clean image alone (FAB-T). A model with fewer
             classes takes its last one.
         classes: how many other classes are weighed where ``targets`` is 0, the strongest ones.
@@ -85,7 +86,7 @@ class FAB(Attack):
     @property
     def cost(self) -> tuple[int, int]:
         gradients = self.steps * (1 if self.targets else self.classes)
-        return self.starts * (1 + gradients + self.steps + _SEARCH), self.starts * gradients
+        return self.starts * (1 + 2 * self.steps + _SEARCH), self.starts * gradients
 
     def init(self, oracle: Oracle) -> State:
         logits = oracle.forward(oracle.x)
@@ -125,10 +126,10 @@ class FAB(Attack):
             wanted = state["wanted"]
             return _tangent(oracle, state["x"], lambda z, y, _: lead(z, y, wanted))
         x, threat = state["x"], oracle.threat
-        gap, normal = _tangent(oracle, x, _behind(1))
+        ranks = range(1, min(self.classes, oracle.logits.shape[1] - 1) + 1)
+        (gap, normal), *others = _tangents(oracle, x, [_behind(rank) for rank in ranks])
         away = _plane_distance(x, normal, gap, threat)
-        for rank in range(2, min(self.classes, oracle.logits.shape[1] - 1) + 1):
-            other_gap, other_normal = _tangent(oracle, x, _behind(rank))
+        for other_gap, other_normal in others:
             other_away = _plane_distance(x, other_normal, other_gap, threat)
             nearer = other_away < away
             gap, away = torch.where(nearer, other_gap, gap), torch.where(nearer, other_away, away)
@@ -146,9 +147,15 @@ def _behind(rank: int) -> Loss:
 
 
 def _tangent(oracle: Oracle, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    normal = oracle.gradient(x, loss)
-    gap = loss(oracle.logits, oracle.labels, oracle.threat.targeted)
-    return _wide(gap).nan_to_num(nan=0.0), normal
+    return _tangents(oracle, x, [loss])[0]
+
+
+def _tangents(oracle: Oracle, x: Tensor, losses: Sequence[Loss]) -> list[tuple[Tensor, Tensor]]:
+    normals = oracle.gradients(x, losses)
+    gaps = [loss(oracle.logits, oracle.labels, oracle.threat.targeted) for loss in losses]
+    return [
+        (_wide(gap).nan_to_num(nan=0.0), normal) for gap, normal in zip(gaps, normals, strict=True)
+    ]
 
 
 def _plane_distance(x: Tensor, normal: Tensor, gap: Tensor, threat: ThreatModel) -> Tensor:

@@ -379,7 +379,7 @@ def check_images(x: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         )
     if x.numel() == 0:
         raise DataError(f"{expected}, got none: shape {tuple(x.shape)}; name at least one image")
-    smallest, largest = (float(value) for value in x.aminmax())
+    smallest, largest = (float(value) for value in x.detach().aminmax())
     if math.isnan(smallest) or math.isnan(largest):
         count = int((~x.isfinite()).flatten(1).any(1).sum())
         raise DataError(f"{expected}, got NaN in {count} of {len(x)} images; mend or drop them")

@@ -406,7 +406,7 @@ def test_the_cost(attack: FAB, classes: int) -> None:
     forwards, backwards = attack.cost
     if not attack.targets:
         spared = attack.steps * (attack.classes - min(attack.classes, classes - 1))
-        forwards, backwards = forwards - spared, backwards - spared
+        backwards -= spared
     # What was found is looked at once more.
     assert result.forwards.tolist() == [forwards + 1] * 11
     assert result.backwards.tolist() == [backwards] * 11
