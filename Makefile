@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench docs clean
 
 demo: $(DEMO)/results.json  ## train on the bundled digits, audit, show verdict and report
 	@$(BIN)/robustann report $(DEMO)/results.json
@@ -25,6 +25,9 @@ check: $(VENV)/.installed-test  ## style, types, and which floor may import whic
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)-docs/.installed  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+
 bench: $(VENV)/.installed-bench  ## speed, side by side with other libraries
 	$(BIN)/python benchmarks/pgd.py
 
@@ -38,5 +41,12 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 
+# An environment of its own: the code is read, not imported, so PyTorch is not needed.
+$(VENV)-docs/.installed: pyproject.toml
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(VENV)-docs/requirements.txt
+	$(VENV)-docs/bin/python -m pip install --quiet --requirement $(VENV)-docs/requirements.txt
+	touch $@
+
 clean:  ## remove the environment and what the demonstration wrote
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(VENV)-docs site $(DEMO)

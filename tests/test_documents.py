@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
+import re
 import shutil
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +15,12 @@ import documents
 import numpy as np
 import pytest
 import torch
+import yaml
 from documents import ROOT, Reader
 from PIL import Image
 
 import robustann as ra
+from robustann.attacks import registered
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINKED = [*PAGES, *(p for p in sorted(ROOT.glob("*.md")) if p not in PAGES),
@@ -113,6 +119,32 @@ def test_the_guide_adds_an_attack_in_under_sixty_lines() -> None:
     ]
     assert [fence.title for fence in written] == ["attacks/ni_fgsm.py", "tests/test_ni_fgsm.py"]
     assert sum(len(fence.text.splitlines()) for fence in written) < 60
+
+
+def test_the_picture_of_the_floors_is_that_of_the_linter() -> None:
+    pages = documents.fences(ROOT / "docs" / "architecture.md")
+    picture = [line.split("  ")[0] for line in list(pages)[-1].text.splitlines()]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = settings["tool"]["importlinter"]["contracts"]
+    assert picture == [layer.replace("robustann.", "") for layer in contract["layers"]]
+
+
+def test_every_page_has_its_place_in_the_site() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    placed = [page for part in site["nav"] for pages in part.values() for page in pages]
+    names = [name for page in placed for name in page.values()]
+    assert sorted(names) == sorted(path.name for path in (ROOT / "docs").rglob("*.md"))
+
+
+def test_the_reference_names_what_there_is() -> None:
+    """MkDocs reads the code without importing it; here every name is looked up."""
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    named = [pkgutil.resolve_name(name) for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)]
+    for name in set(ra.__all__) - {"__version__"}:
+        value = getattr(ra, name)
+        assert value in named or sys.modules[value.__module__] in named, name
+    for kind in registered().values():
+        assert kind in named
 
 
 @pytest.mark.parametrize("page", LINKED, ids=named)
