@@ -9,6 +9,7 @@ from __future__ import annotations
 from robustann.defenses.adversarial import AdversarialTraining
 from robustann.defenses.awp import AdversarialWeightPerturbation
 from robustann.defenses.clipping import BitErrorTraining, WeightClipping
+from robustann.defenses.detection import Detector, FeatureSqueezing, evaluate_detector
 from robustann.defenses.fast import FastAdversarialTraining, NoisyFastAdversarialTraining
 from robustann.defenses.free import FreeAdversarialTraining
 from robustann.defenses.guard import WeightGuard
@@ -27,7 +28,9 @@ __all__ = [
     "AdversarialTraining",
     "AdversarialWeightPerturbation",
     "BitErrorTraining",
+    "Detector",
     "FastAdversarialTraining",
+    "FeatureSqueezing",
     "FreeAdversarialTraining",
     "IBPTraining",
     "Manifest",
@@ -38,6 +41,7 @@ __all__ = [
     "WeightClipping",
     "WeightGuard",
     "changed_tensors",
+    "evaluate_detector",
     "parse_sanitizer",
     "seal_model",
     "verify_model",

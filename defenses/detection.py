@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustann.attacks import MM, PGD, Attack
 from robustann.attacks.base import at_least
 from robustann.attacks.engine import check_classes, check_labels, predict_logits, run
-from robustann.defenses.sanitizers import Sanitizer
+from robustann.defenses.sanitizers import BitDepth, Median, Sanitizer
 from robustann.defenses.sanitizers.chain import attackable
 from robustann.errors import DataError, UsageError
 from robustann.metrics import wilson_interval
@@ -139,6 +139,51 @@ class FeatureSqueezing(nn.Module):
         return torch.cat([logits, refusal[:, None]], dim=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """Feature squeezing as hardening is asked for it: by bit depth and median, as in the paper.
+
+    Args:
+        bits: of each channel that are left, from 1 to 8.
+        median: side of the window of the median, from 2 to 11.
+        fpr: share of clean images that may be refused.
+
+    Raises:
+        UsageError: a value out of range.
+
+    >>> Detector(bits=1).label
+    'feature-squeezing:bits=1'
+    """
+
+    name: ClassVar[str] = FeatureSqueezing.name
+    paper: ClassVar[str] = FeatureSqueezing.paper
+    helps: ClassVar[tuple[str, ...]] = FeatureSqueezing.helps
+    limits: ClassVar[tuple[str, ...]] = FeatureSqueezing.limits
+
+    bits: int = 4
+    median: int = 2
+    fpr: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_fpr(self.fpr)
+        _ = self.squeezers
+
+    @property
+    def squeezers(self) -> tuple[Sanitizer, ...]:
+        """What squeezes."""
+        return BitDepth(bits=self.bits), Median(size=self.median)
+
+    @property
+    def label(self) -> str:
+        """The name, with what differs from its default."""
+        changed = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"{self.name}:{','.join(changed)}" if changed else self.name
+
+
 def _furthest(plain: Tensor, squeezed: Sequence[Tensor]) -> Tensor:
     return torch.stack([(plain - other).abs().sum(1) for other in squeezed]).amax(0)
 
@@ -153,8 +198,7 @@ def calibrate(scores: Tensor, fpr: float) -> float:
     >>> round(calibrate(torch.arange(100.0) / 100, 0.05), 2)
     0.94
     """
-    if not 0 < fpr < 1:
-        raise UsageError(f"expected a false-positive rate between 0 and 1, got {fpr}; try 0.05")
+    _check_fpr(fpr)
     # 0.05 * 360 is a little over 18, and 0.29 * 100 a little under 29.
     allowed = math.floor(fpr * len(scores) + 1e-9)
     if allowed < 1:
@@ -163,6 +207,11 @@ def calibrate(scores: Tensor, fpr: float) -> float:
             f"{fpr:g}, got {len(scores)}; give more or allow a higher rate"
         )
     return float(scores.sort(descending=True).values[allowed])
+
+
+def _check_fpr(fpr: float) -> None:
+    if not 0 < fpr < 1:
+        raise UsageError(f"expected a false-positive rate between 0 and 1, got {fpr}; try 0.05")
 
 
 class _Value(BaseModel):
@@ -292,7 +341,7 @@ def evaluate_detector(
     0.05
     """
     ordinary = PGD() if ordinary is None else ordinary
-    _check(threat, (ordinary, *adaptive), targets, batch_size)
+    check_detection(threat, (ordinary, *adaptive), targets, batch_size)
     check_images(x)
     check_labels(labels, len(x))
     x, labels = x.detach().cpu().float(), labels.cpu()
@@ -413,7 +462,19 @@ def _detection(
     )
 
 
-def _check(threat: ThreatModel, attacks: Sequence[Attack], targets: int, batch_size: int) -> None:
+def check_detection(
+    threat: ThreatModel,
+    attacks: Sequence[Attack] = (PGD(), MM()),
+    targets: int = 1,
+    batch_size: int = 1,
+) -> None:
+    """Refuse what a detector cannot be measured in or with.
+
+    Raises:
+        UsageError: with what was expected and what came.
+
+    >>> check_detection(ThreatModel("l2", 0.5))
+    """
     if threat.targeted or threat.bounds != (0.0, 1.0):
         aim = "targeted" if threat.targeted else "untargeted"
         raise UsageError(

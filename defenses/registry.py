@@ -12,6 +12,7 @@ from robustann.attacks import parse_attack
 from robustann.defenses.adversarial import AdversarialTraining
 from robustann.defenses.awp import AdversarialWeightPerturbation
 from robustann.defenses.clipping import BitErrorTraining, WeightClipping
+from robustann.defenses.detection import Detector
 from robustann.defenses.fast import FastAdversarialTraining, NoisyFastAdversarialTraining
 from robustann.defenses.free import FreeAdversarialTraining
 from robustann.defenses.ibp import IBPTraining
@@ -22,7 +23,7 @@ from robustann.errors import UsageError, unknown_name
 from robustann.options import split_options
 from robustann.threat import parse_number
 
-Kind = Literal["objective", "wrapper", "sanitizer"]
+Kind = Literal["objective", "wrapper", "sanitizer", "detector"]
 Against = Literal["attacks", "bit errors", "proofs", "invalid inputs"]
 # Whose own threat model is another one than attacks on the images.
 _AGAINST: Mapping[str, Against] = {
@@ -53,6 +54,7 @@ OBJECTIVES: Mapping[str, Callable[..., Any]] = {
 WRAPPERS: Mapping[str, Callable[..., Any]] = {
     one.name: one for one in (AdversarialWeightPerturbation, BitErrorTraining, WeightClipping)
 }
+DETECTORS: Mapping[str, Callable[..., Detector]] = {Detector.name: Detector}
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ class Defense:
     """A defense as it was asked for.
 
     Attributes:
-        name: of :data:`OBJECTIVES`, :data:`WRAPPERS` or
+        name: of :data:`OBJECTIVES`, :data:`WRAPPERS`, :data:`DETECTORS` or
             :data:`~robustann.defenses.sanitizers.SANITIZERS`.
         label: the text that it was asked for with.
-        kind: what it is: a training objective, what wraps one, or a module in front of the model.
-        made: makes it: an objective from a threat model, a wrapper from a step, a sanitizer from
+        kind: what it is: a training objective, what wraps one, a module in front of the model, or
+            what refuses images beside it.
+        made: makes it: an objective from a threat model, a wrapper from a step, others from
             nothing. An objective also takes options that the text leaves open, of ``takes``.
         paper, helps, limits: what it says of itself.
         takes: names of the options that an objective knows and the text does not set.
@@ -100,6 +103,7 @@ def defense_names() -> dict[str, str]:
         **dict.fromkeys(OBJECTIVES, "objective"),
         **dict.fromkeys(WRAPPERS, "wrapper"),
         **dict.fromkeys(SANITIZERS, "sanitizer"),
+        **dict.fromkeys(DETECTORS, "detector"),
     }
 
 
@@ -118,7 +122,7 @@ def defense_options() -> dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]:
             options = {field.name: field.default for field in fields}
             listed[name] = (kind, tuple(sanitizer.helps), options)
             continue
-        maker: Any = {**OBJECTIVES, **WRAPPERS}[name]
+        maker: Any = {**OBJECTIVES, **WRAPPERS, **DETECTORS}[name]
         signature = inspect.signature(maker).parameters
         options = {
             option: "NUMBER" if one.default is inspect.Parameter.empty else one.default
@@ -160,6 +164,8 @@ def parse_defense(text: str) -> Defense:
     name, _, rest = text.partition(":")
     if name in SANITIZERS:
         return _of_sanitizer(parse_sanitizer(text), text)
+    if name in DETECTORS:
+        return _of_detector(_detector(name, rest), text)
     known = {**OBJECTIVES, **WRAPPERS}
     if name not in known:
         raise unknown_name("defense", name, defense_names())
@@ -204,6 +210,8 @@ def as_defense(one: Any) -> Defense:
         return parse_defense(one)
     if isinstance(one, Sanitizer):
         return _of_sanitizer(one, one.label)
+    if isinstance(one, Detector):
+        return _of_detector(one, one.label)
     if isinstance(one, type):
         raise UsageError(
             f"expected a defense as text, a sanitizer or a training step, got the class "
@@ -273,6 +281,18 @@ def _of_sanitizer(module: Sanitizer, text: str) -> Defense:
         tuple(module.helps),
         tuple(module.limits),
     )
+
+
+def _detector(name: str, rest: str) -> Detector:
+    maker = DETECTORS[name]
+    options, others = _options(name, maker, rest)
+    if others:
+        raise unknown_name(f"option of defense {name}", next(iter(others)), _known(maker))
+    return maker(**options)
+
+
+def _of_detector(one: Detector, text: str) -> Defense:
+    return Defense(one.name, text, "detector", lambda: one, one.paper, one.helps, one.limits)
 
 
 def _known(maker: Callable[..., Any]) -> dict[str, Any]:

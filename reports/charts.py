@@ -21,7 +21,14 @@ from robustann.reports.views import (
     spent,
     storages,
 )
-from robustann.results import AuditResult, CertifiedPoint, CurvePoint, Interval, Weights
+from robustann.results import (
+    AuditResult,
+    CertifiedPoint,
+    CurvePoint,
+    DetectorFound,
+    Interval,
+    Weights,
+)
 
 
 def _tag(name: str, *children: str, **attributes: str | float | None) -> Markup:
@@ -396,6 +403,41 @@ def reliability(clean: Calibration, worst: Calibration) -> Markup:
             says.append(told)
     return _svg(
         "Accuracy over confidence",
+        "; ".join(says),
+        *shapes,
+        class_="curve",
+        viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
+    )
+
+
+def roc(found: DetectorFound) -> Markup:
+    """True positives over false positives of a detector, against each kind of attacker, beside the
+    diagonal of one that guesses; a mark at the share of clean images that it refuses.
+
+    >>> roc.__name__
+    'roc'
+    """
+
+    def x(share: float) -> float:
+        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * share, 2)
+
+    y = _height
+    ticks = {x(k / 4): f"{25 * k} %" for k in range(5)}
+    shapes = _frame(y, ticks, "clean images refused")
+    shapes.append(_tag("line", class_="chance", x1=x(0), x2=x(1), y1=y(0), y2=y(1)))
+    shapes.append(
+        _tag("line", class_="audited", x1=x(found.fpr), x2=x(found.fpr), y1=y(1), y2=y(0))
+    )
+    says = []
+    for way, kind in zip(found.ways, ("clean", "worst"), strict=True):
+        rates = zip(way.false_positive_rates, way.true_positive_rates, strict=True)
+        places = [(x(false), y(true)) for false, true in rates]
+        if places:
+            shapes.append(_tag("polyline", class_=f"line {kind}", points=_path(places)))
+        auc = "none fooled" if way.auc is None else f"area {significant(way.auc)}"
+        says.append(f"an attacker who {way.words}: {auc}")
+    return _svg(
+        "Adversarial images refused over clean images refused",
         "; ".join(says),
         *shapes,
         class_="curve",

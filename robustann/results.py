@@ -302,7 +302,7 @@ class DefenseUsed(_Value):
 
     name: str
     label: str
-    kind: Literal["objective", "wrapper", "sanitizer"]
+    kind: Literal["objective", "wrapper", "sanitizer", "detector"]
     paper: str
     helps: tuple[str, ...]
     limits: tuple[str, ...]
@@ -366,13 +366,50 @@ class AttackerWay(_Value):
     interval: Interval
 
 
+class DetectorRates(_Value):
+    """A detector against one kind of attacker: of ``attacked`` samples, which the network
+    classifies correctly, ``fooled`` came to be classified wrongly, and ``evaded`` wrongly and not
+    refused.
+
+    The ROC curve is that of the fooled images against the clean ones; no points and no ``auc``
+    where none was fooled.
+    """
+
+    words: str
+    attacks: tuple[str, ...]
+    attacked: int
+    fooled: int
+    evaded: int
+    auc: MaybeNumber
+    false_positive_rates: tuple[Number, ...]
+    true_positive_rates: tuple[Number, ...]
+
+
+class DetectorFound(_Value):
+    """What a detector beside the network is worth; ``robust_accuracy`` counts a sample where the
+    network is right, the clean image is not refused, and no attacker found a wrong one that passes.
+    ``bare_robust_accuracy`` is that of the network alone under the attacker who does not know.
+    """
+
+    squeezers: tuple[str, ...]
+    n: int
+    threshold: Number
+    asked_fpr: Number
+    fpr: Number
+    robust_accuracy: Number
+    interval: Interval
+    bare_robust_accuracy: Number
+    ways: tuple[DetectorRates, ...]
+
+
 class Hardening(_Value):
     """What defenses did to a model: audits of the same samples with the same seeds, before,
     between and after, each through the defenses that stand by then.
 
     ``ways`` are the five kinds of attackers that sanitizers were measured against;
     ``sanitizer_verdict`` sums them up. What they broke counts in the audit that holds this, whose
-    robust accuracy ``robust_accuracy`` repeats. ``notes`` say what the comparison leaves open.
+    robust accuracy ``robust_accuracy`` repeats. ``detector`` stands apart, as the audits do not
+    see it. ``notes`` say what the comparison leaves open.
     """
 
     defenses: tuple[DefenseUsed, ...]
@@ -383,6 +420,7 @@ class Hardening(_Value):
     robust_interval: Interval
     ways: tuple[AttackerWay, ...] = ()
     sanitizer_verdict: str | None = None
+    detector: DetectorFound | None = None
     notes: tuple[str, ...] = ()
     training: dict[str, str | int | float | bool | None] = {}
 

@@ -57,7 +57,7 @@ def hardened(model, digits, *defenses, **settings) -> ra.HardenResult:
 
 
 def trained(defense) -> bool:
-    return isinstance(defense, str) and parse_defense(defense).kind != "sanitizer"
+    return isinstance(defense, str) and parse_defense(defense).kind in ("objective", "wrapper")
 
 
 def assert_one_minimum(result: ra.HardenResult) -> None:
@@ -220,6 +220,45 @@ def test_everything_together_on_a_fresh_architecture(digits, tmp_path):
         kept = ra.AuditResult.load(tmp_path / part / "results.json")
         assert (kept.hardening is None) == (part == "before")
         assert (tmp_path / part / "report.html").exists()
+
+
+def test_a_detector_is_attacked_by_those_who_know_of_it(small, digits, tmp_path, monkeypatch):
+    before = {key: value.clone() for key, value in small.state_dict().items()}
+    asked = {"max_samples": 60, "state": tmp_path / "kept"}
+    # What save removes is kept for the second run.
+    monkeypatch.setattr(hardening, "forget", lambda folder: None)
+    result = hardened(small, digits, "feature-squeezing:bits=2,fpr=0.1", **asked)
+    found = result.comparison.detector
+    knows_not, knows = found.ways
+    assert found.squeezers == ("bit-depth:bits=2", "median:size=2")
+    assert 0 < knows_not.fooled <= knows.fooled <= knows.attacked == knows_not.attacked
+    # It catches some of those who do not know of it, and hardly anybody who does.
+    assert knows_not.evaded < knows.evaded <= knows.fooled
+    assert knows.auc < knows_not.auc
+    assert found.robust_accuracy <= (found.n - knows.evaded) / found.n
+    assert found.fpr <= 0.25
+    # Nothing trains, and the audits do not see it.
+    assert result.training is None
+    assert result.comparison.robust.lost == result.comparison.robust.gained == 0
+    assert all(torch.equal(before[key], one) for key, one in result.network.state_dict().items())
+    detector = result.detector
+    assert detector.model is result.network
+    clean = digits.validation.images(slice(0, len(digits.validation)))
+    assert 0 < float(detector.detects(clean).double().mean()) <= 0.1
+    page = render(result.after)
+    assert "Adversarial images refused over clean images refused" in page
+    assert "evades the detector as well as the network" in page
+    result.save(tmp_path / "first")
+    assert render(ra.AuditResult.load(tmp_path / "first" / "after" / "results.json")) == page
+    # Taken up after a stop, it is not attacked again.
+    said: list[str] = []
+    again = hardened(small, digits, "feature-squeezing:bits=2,fpr=0.1", notify=said.append, **asked)
+    assert again.comparison.detector == found
+    assert not any("attacking the detector" in one for one in said)
+    again.save(tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "hardened.json").read_text())
+    assert told["detector"]["squeezers"] == ["bit-depth:bits=2", "median:size=2"]
+    assert told["detector"]["threshold"] == pytest.approx(detector.threshold, rel=1e-5)
 
 
 MILD = [
@@ -521,6 +560,10 @@ REFUSED = {
     "noise-training and no sanitizers": lambda d: {
         "threat": ra.ThreatModel("l2", 0.3), "certify": True,
     },
+    "between 0 and 1, got 2": lambda d: {"defenses": ["feature-squeezing:fpr=2"]},
+    "bits from 1 to 8": lambda d: {"defenses": ["feature-squeezing:bits=0"]},
+    "option of defense feature-squeezing": lambda d: {"defenses": ["feature-squeezing:bit=3"]},
+    "at least 1000 validation images": lambda d: {"defenses": ["feature-squeezing:fpr=0.001"]},
     "got noise-training:sigma=0.2, median": lambda d: {
         "threat": ra.ThreatModel("l2", 0.3), "certify": True,
         "defenses": ["noise-training:sigma=0.2", "median"],

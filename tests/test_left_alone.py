@@ -131,7 +131,7 @@ def _harden(defense: str, **settings: Any) -> Call:
     settings = {**QUICK, "curve": False, "trust": False, "explain": False, **settings}
 
     def call(model: nn.Module, digits: ra.ImageData) -> Any:
-        if defense_names()[defense.partition(":")[0]] != "sanitizer":
+        if defense_names()[defense.partition(":")[0]] in ("objective", "wrapper"):
             settings["epochs"] = 1
         return ra.harden(model, digits, LINF, defense, **settings)
 

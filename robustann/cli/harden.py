@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME[:OPTION=VALUE,...]",
     help="A defense (see 'robustann list defenses'); can be repeated: at most one training "
-    "objective, any wrappers, any sanitizers in order.  [default: adversarial-training]",
+    "objective, any wrappers, any sanitizers in order, a detector.  [default: adversarial-training]",
 )
 @click.option("--preset", default="standard", show_default=True, metavar="NAME",
               help="Of the audits: quick, standard or thorough.")  # fmt: skip
@@ -189,6 +189,8 @@ def _in_words(result: HardenResult, folder: Path, told: list[str]) -> list[str]:
         ]
     if compared.sanitizer_verdict is not None:
         lines.append(compared.sanitizer_verdict)
+    if result.detected is not None:
+        lines.append(result.detected.words)
     lines += compared.notes
     path = folder / "model.safetensors"
     asked = [text for part in result.sanitizers for text in ("--sanitize", part)]

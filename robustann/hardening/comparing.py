@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from robustann.defenses.detection import Detection, DetectionResult
 from robustann.defenses.registry import Defense
 from robustann.defenses.sanitizers import Sanitizer
 from robustann.errors import DataError
@@ -13,6 +14,8 @@ from robustann.results import (
     AttackerWay,
     AuditResult,
     DefenseUsed,
+    DetectorFound,
+    DetectorRates,
     Hardening,
     HardeningStage,
     Interval,
@@ -111,6 +114,7 @@ def compared(
     *,
     sanitizers: Sequence[Sanitizer] = (),
     measured: SanitizedResult | None = None,
+    detected: DetectionResult | None = None,
     notes: Sequence[str] = (),
     training: dict[str, str | int | float | bool | None] | None = None,
 ) -> Hardening:
@@ -141,6 +145,7 @@ def compared(
         robust_interval=after.worst_case.scores.interval,
         ways=() if measured is None else tuple(_way(way, after) for way in measured.ways),
         sanitizer_verdict=verdict,
+        detector=None if detected is None else _found(detected),
         notes=tuple(notes),
         training=training or {},
     )
@@ -179,6 +184,37 @@ def _way(way: Way, after: AuditResult) -> AttackerWay:
         words=way.words,
         robust_accuracy=left / after.n,
         interval=Interval.of_rate(left, after.n),
+    )
+
+
+def _found(detected: DetectionResult) -> DetectorFound:
+    low, high = detected.interval
+    return DetectorFound(
+        squeezers=detected.squeezers,
+        n=detected.n,
+        threshold=detected.threshold,
+        asked_fpr=detected.fpr,
+        fpr=detected.test_fpr,
+        robust_accuracy=detected.robust_accuracy,
+        interval=Interval(low=low, high=high),
+        bare_robust_accuracy=detected.bare_robust_accuracy,
+        ways=(
+            _rates("does not know of the detector", detected.ordinary),
+            _rates("evades the detector as well as the network", detected.adaptive),
+        ),
+    )
+
+
+def _rates(words: str, found: Detection) -> DetectorRates:
+    return DetectorRates(
+        words=words,
+        attacks=found.attacks,
+        attacked=found.attacked,
+        fooled=found.fooled,
+        evaded=found.evaded,
+        auc=found.auc,
+        false_positive_rates=found.false_positive_rates,
+        true_positive_rates=found.true_positive_rates,
     )
 
 

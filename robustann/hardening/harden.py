@@ -14,11 +14,17 @@ from torch import Tensor, nn
 
 from robustann import files, parallel
 from robustann.attacks import MM, PGD
-from robustann.auditing import Audit, AuditConfig
+from robustann.auditing import Audit, AuditConfig, chosen_samples
 from robustann.auditing.runner import Explainer
 from robustann.auditing.shown import Shown
 from robustann.certificates import Smoothed
 from robustann.data import ImageData
+from robustann.defenses.detection import (
+    DetectionResult,
+    Detector,
+    FeatureSqueezing,
+    evaluate_detector,
+)
 from robustann.defenses.registry import Defense
 from robustann.defenses.sanitizers import Sanitized, Sanitizer
 from robustann.hardening.comparing import compared, staged
@@ -37,6 +43,12 @@ _EFFORT: Mapping[str, dict[str, Any]] = {
     },
     "thorough": {"queries": 5000},
 }
+# Likewise what the attackers of a detector do.
+_EVASION: Mapping[str, dict[str, Any]] = {
+    "quick": {"adaptive": (MM(steps=15), PGD(steps=30, loss="margin")), "targets": 2},
+}
+# Clean images that set its threshold, at most.
+_CALIBRATED = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,9 @@ class HardenResult:
         baseline: the plainly trained model, where there is one.
         sanitized: sanitizers against five kinds of attackers alone, None where there are none; what
             these found counts in ``after``, whose robust accuracy is the minimum over everything.
+        detected: the detector against attackers who know of it and who do not, None where there is
+            none; the audits do not see it.
+        detector: it, around ``network``, with its threshold set on validation images.
         state: the folder that was given for what is kept on the way.
     """
 
@@ -67,6 +82,8 @@ class HardenResult:
     training: TrainResult[Any] | None
     baseline: nn.Module | None
     sanitized: SanitizedResult | None
+    detected: DetectionResult | None = None
+    detector: FeatureSqueezing | None = None
     state: Path | None = None
 
     def save(self, folder: str | Path) -> None:
@@ -85,6 +102,8 @@ class HardenResult:
             "defenses": [one.label for one in self.comparison.defenses],
             "sanitizers": list(self.sanitizers),
             "smoothing": self.smoothing,
+            "detector": self.detected
+            and {"squeezers": self.detected.squeezers, "threshold": self.detected.threshold},
         }
         files.write_text(root / "hardened.json", json.dumps(told, indent=1) + "\n")
         self.before.save(root / "before")
@@ -191,6 +210,14 @@ def harden(
         draws = 1 if hardened.deterministic else LEAST_DRAWS
         after = work.audited(seen, "after", f"{name} hardened", draws=draws, shown=shown)
     stages.append(staged("after", after))
+    detected: DetectionResult | None = None
+    detector: FeatureSqueezing | None = None
+    if plan.detector is not None:
+        detected = work.detected(network, plan.detector)
+        # Set anew: the threshold in a result is rounded.
+        detector = FeatureSqueezing.fit(
+            network, plan.detector.squeezers, work.calibration(), fpr=plan.detector.fpr
+        ).eval()
     comparison = compared(
         plan.defenses,
         stages,
@@ -198,6 +225,7 @@ def harden(
         after,
         sanitizers=plan.sanitizers,
         measured=measured,
+        detected=detected,
         notes=notes,
         training=None if trained is None else _told(trained),
     )
@@ -212,6 +240,8 @@ def harden(
         training=trained,
         baseline=baseline,
         sanitized=measured,
+        detected=detected,
+        detector=detector,
         state=state,
     )
 
@@ -304,6 +334,33 @@ class _Work:
         )
         self.kept.keep_measured(network, measured, shown)
         return measured, shown
+
+    def calibration(self) -> Tensor:
+        """Clean images that a detector's threshold is set on."""
+        split = self.data.validation
+        count = min(len(split), _CALIBRATED)
+        return split.images(torch.arange(count) * len(split) // count).cpu()
+
+    def detected(self, network: nn.Module, detector: Detector) -> DetectionResult:
+        done = self.kept.detected(network)
+        if done is not None:
+            return done
+        self.notify("attacking the detector, knowing of it and not")
+        config, test = self.config, self.data.test
+        positions = chosen_samples(len(test), config.max_samples)
+        found = evaluate_detector(
+            network,
+            detector.squeezers,
+            self.calibration(),
+            test.images(positions).cpu(),
+            test.labels[positions],
+            config.threat,
+            fpr=detector.fpr,
+            seed=config.seed,
+            **_EVASION.get(config.preset, {}),
+        )
+        self.kept.keep_detected(network, found)
+        return found
 
 
 def _told(trained: TrainResult[Any]) -> dict[str, str | int | float | bool | None]:

@@ -16,6 +16,7 @@ from torch import nn
 from robustann import files
 from robustann.auditing import forget as forget_audit
 from robustann.auditing.shown import Shown
+from robustann.defenses.detection import DetectionResult
 from robustann.errors import RobustannError
 from robustann.hardening.sanitized import SanitizedResult
 from robustann.models import tensor_digest
@@ -79,6 +80,23 @@ class Kept:
             return None
         shown = tuple(Shown(**one) for one in taken[0]["shown"])
         return SanitizedResult.model_validate_json(taken[0]["measured"]), shown
+
+    def detected(self, network: nn.Module) -> DetectionResult | None:
+        """How the detector beside this network fared, if that was measured."""
+        path = self.path("detector.json")
+        if path is None or not path.exists():
+            return None
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["network"] != tensor_digest(network):
+            return None
+        return DetectionResult.model_validate(told["found"])
+
+    def keep_detected(self, network: nn.Module, found: DetectionResult) -> None:
+        """Keep how the detector fared."""
+        path = self.path("detector.json")
+        if path is not None:
+            told = {"network": tensor_digest(network), "found": found.model_dump(mode="json")}
+            files.write_text(path, json.dumps(told))
 
     def keep_measured(
         self, network: nn.Module, measured: SanitizedResult, shown: Sequence[Shown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,10 +16,11 @@ from robustann.auditing.certifying import check_provable
 from robustann.certificates import Smoothed
 from robustann.data import ImageData, Split
 from robustann.defenses import AdversarialTraining, AdversarialWeightPerturbation, NoiseTraining
+from robustann.defenses.detection import Detector, check_detection
 from robustann.defenses.registry import Defense, as_defense, check_together, parse_defense
 from robustann.defenses.sanitizers import Sanitized, Sanitizer
 from robustann.defenses.steps import StepWrapper
-from robustann.errors import ModelError, UsageError
+from robustann.errors import DataError, ModelError, UsageError
 from robustann.metrics import wilson_interval
 from robustann.models import create_model, resolve_device, tensor_digest
 from robustann.threat import ThreatModel
@@ -39,6 +41,7 @@ class Planned:
         defenses: as they were asked for, with what they need besides.
         step: what trains with them; None where nothing does.
         sanitizers: to stand in front of the network, in order; the caller's own stay his.
+        detector: to refuse images beside the network; None where there is none.
         smoothing: standard deviation of the noise under which all audits vote; None where they are
             of the network itself.
         plain: how to train without defenses, to compare with.
@@ -50,6 +53,7 @@ class Planned:
     defenses: tuple[Defense, ...]
     step: Any | None
     sanitizers: tuple[Sanitizer, ...]
+    detector: Detector | None
     smoothing: float | None
     plain: TrainConfig
     hard: TrainConfig
@@ -108,6 +112,10 @@ def planned(
             "expected the norm linf or l2, in which sanitizers can be measured, got "
             f"{threat.norm}; choose one of these, or leave the sanitizers out"
         )
+    detector = next((one.made() for one in chosen if one.kind == "detector"), None)
+    if detector is not None:
+        check_detection(threat)
+        _check_calibration(detector, data)
     # One seed decides everything.
     settings = replace(training or _USUAL, seed=config.seed)
     step = _step(chosen, threat, settings)
@@ -131,6 +139,7 @@ def planned(
         defenses=chosen,
         step=step,
         sanitizers=sanitizers,
+        detector=detector,
         smoothing=smoothing,
         # The learning rate of an adversarial step is none for plain training.
         plain=settings if standard else replace(settings, lr=None),
@@ -290,6 +299,17 @@ def _notes(defenses: Sequence[Defense], step: Any | None, config: AuditConfig) -
             "try: this comparison says little of what it is for (certify=True, --certify)."
         )
     return said
+
+
+def _check_calibration(detector: Detector, data: ImageData) -> None:
+    """A threshold takes clean images enough, and ones that the squeezers take."""
+    least = math.ceil(1 / detector.fpr)
+    if len(data.validation) < least:
+        raise DataError(
+            f"expected at least {least} validation images to set the threshold of "
+            f"{detector.label}, got {len(data.validation)}; give more data, or a larger fpr"
+        )
+    _check_images(detector.squeezers, data)
 
 
 def _check_images(sanitizers: Sequence[Sanitizer], data: ImageData) -> None:
