@@ -248,7 +248,7 @@ def harden(
         defenses: names with options such as ``"trades:beta=6"``, ``"weight-clipping:w_max=0.1"`` or
             ``"jpeg:quality=75"`` (``robustann list defenses`` has them), training steps, or
             sanitizers, one or a list: at most one training objective, any wrappers, any sanitizers
-            in order.
+            in order, a detector (``"feature-squeezing"``).
         preset: of the audits.
         training: how to train; ``settings`` replace single ones (``epochs=5, lr=0.01``).
         seed: of everything random; None takes that of ``training``, else 0.

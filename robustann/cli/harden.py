@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME[:OPTION=VALUE,...]",
     help="A defense (see 'robustann list defenses'); can be repeated: at most one training "
-    "objective, any wrappers, any sanitizers in order, a detector.  [default: adversarial-training]",
+    "objective, any wrappers, any sanitizers in order, a detector.  "
+    "[default: adversarial-training]",
 )
 @click.option("--preset", default="standard", show_default=True, metavar="NAME",
               help="Of the audits: quick, standard or thorough.")  # fmt: skip
