@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import ClassVar
+
+# Of text from files: what moves a terminal's cursor, turns the direction, or cannot be written.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text, fit for a terminal; lines and tabs stay.
+
+    >>> printable("a\x1b[2Jb")
+    'a�[2Jb'
+    """
+    return _CONTROL.sub("\ufffd", text)
 
 
 class RobustannError(Exception):

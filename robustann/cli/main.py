@@ -20,7 +20,7 @@ from robustann.cli.listing import listing
 from robustann.cli.report import report
 from robustann.cli.seal import seal, verify
 from robustann.cli.train import train
-from robustann.errors import RobustannError
+from robustann.errors import RobustannError, printable
 
 DONE, WRONG_USAGE, NOT_FINISHED, INTERRUPTED = 0, 2, 3, 130
 
@@ -70,7 +70,7 @@ def _run() -> int:
         return WRONG_USAGE
     except RobustannError as error:
         _reraise_if_debugging()
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         return error.exit_code
     except BrokenPipeError:
         # The reader (head, less) has gone; leave nothing for the interpreter to flush to it.
@@ -78,7 +78,7 @@ def _run() -> int:
         return DONE
     except Exception as error:
         _reraise_if_debugging()
-        click.echo(f"error: {_in_words(error)}", err=True)
+        click.echo(f"error: {printable(_in_words(error))}", err=True)
         return NOT_FINISHED
 
 

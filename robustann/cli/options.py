@@ -146,6 +146,7 @@ def read_model_and_data(request: ModelRequest, data_spec: str, data_root: Path |
     A model file is refused before the data is read. What was taken from where is told on stderr.
     """
     from robustann.data.matching import in_order_of
+    from robustann.errors import printable
     from robustann.models import resolve_device
     from robustann.models.resolve import resolve_model
 
@@ -164,7 +165,7 @@ def read_model_and_data(request: ModelRequest, data_spec: str, data_root: Path |
     matched, told = in_order_of(data(None), resolved.class_names)
     if not quiet:
         for note in (*resolved.notes, *told):
-            click.echo(note, err=True)
+            click.echo(printable(note), err=True)
     return model, matched
 
 

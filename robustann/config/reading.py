@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from robustann.attacks import parse_attack
 from robustann.auditing import AuditConfig
 from robustann.config.schema import USUAL_EPS, AuditFile, parse_budget, shown
 from robustann.data import runs_code
-from robustann.errors import RefusedError, RobustannError, UsageError, unknown_name
+from robustann.errors import RefusedError, RobustannError, UsageError, printable, unknown_name
 from robustann.models.registry import is_code
 from robustann.models.request import ModelRequest
 from robustann.threat import NORMS, ThreatModel
@@ -25,7 +24,6 @@ from robustann.threat import NORMS, ThreatModel
 _LARGEST = 2**20
 _MOST_SHOWN = 8
 _MOST_BITS = 1024
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Overrides = Mapping[str, Mapping[str, Any]]
 """Values from the command line, by section and key."""
@@ -251,7 +249,9 @@ def _validated(raw: Mapping[str, Any], overrides: Overrides, path: Path | None) 
     except ValidationError as error:
         found = _problems(error, overrides, path)
         # A file from somebody else must not steer the terminal.
-        problems = list(dict.fromkeys(_CONTROL.sub("\ufffd", problem) for problem in found))
+        problems = list(
+            dict.fromkeys(printable(problem).replace("\n", "\ufffd") for problem in found)
+        )
         shown_ones = problems[:_MOST_SHOWN]
         more = len(problems) - len(shown_ones)
         if more:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustann.data.splits import TensorSplit
+from robustann.data.splits import Split, TensorSplit
 from robustann.errors import DataError
 
 # Resizing leaves values such as 1.0000001, which are no mistake of the user's.
 _TOLERANCE = 1e-6
+MAX_CLASSES = 100_000
+"""Above it a label is taken for a mistake; each class has a name, which takes memory."""
 
 
 def tensor_split(x: Any, y: Any, *, num_classes: int | None = None) -> TensorSplit:
@@ -114,6 +117,24 @@ def check_images(images: Tensor) -> Tensor:
         raise DataError(f"expected image values in [0, 1], got {low:.4g} to {high:.4g}; {hint}")
     images = images.to(torch.float32)
     return images if low >= 0 and high <= 1 else images.clamp(0, 1)
+
+
+def numbered(parts: Iterable[Split]) -> tuple[str, ...]:
+    """Names for classes that have none: their numbers, up to the largest label of all parts.
+
+    Raises:
+        DataError: a label so large that it counts no classes.
+
+    >>> numbered([tensor_split(np.zeros((2, 1, 4, 4)), [0, 2])])
+    ('0', '1', '2')
+    """
+    highest = max(int(part.labels.max()) for part in parts)
+    if highest >= MAX_CLASSES:
+        raise DataError(
+            f"expected labels from 0 to the number of classes, got {highest}; number the classes "
+            "from 0, without gaps"
+        )
+    return tuple(str(number) for number in range(max(2, highest + 1)))
 
 
 def check_labels(labels: Tensor, num_classes: int | None) -> Tensor:

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustann.data.arrays import tensor_split
+from robustann.data.arrays import MAX_CLASSES, numbered, tensor_split
 from robustann.data.folders import (
     DEFAULT_SIZE,
     LARGEST_KEPT,
     fitted_pixels,
     image_files,
     image_shape,
+    open_image,
+    reason,
 )
 from robustann.data.splits import Split, StreamSplit, fits_in_memory
 from robustann.errors import DataError, UsageError
@@ -31,8 +33,8 @@ _PARTS = {"train": "train", "validation": "validation", "val": "validation", "va
           "test": "test"}  # fmt: skip
 _IMAGES = ("images", "x", "image", "img", "data")
 _LABELS = ("labels", "y", "label", "fine_label", "class", "targets")
-_MAX_MANIFEST = 2**30
-_MAX_ARRAY = 64 * 2**30
+_MAX_MANIFEST = 2**27
+_MAX_ARRAYS = 20
 
 
 def load_npz(path: Path) -> Parts:
@@ -58,7 +60,7 @@ def load_npz(path: Path) -> Parts:
                     f"expected a .npz archive in '{path}', got one array; write it with "
                     "numpy.savez(path, images=..., labels=...)"
                 )
-            _check_size(path)
+            _check_entries(path)
             arrays = {name: archive[name] for name in archive.files}
     except DataError:
         raise
@@ -91,7 +93,7 @@ def load_npz(path: Path) -> Parts:
             )
         except DataError as error:
             raise DataError(f"the {part} part of '{path}': {error}") from error
-    return parts, names or _numbers(parts)
+    return parts, names or numbered(parts.values())
 
 
 def _meaning(key: str) -> tuple[str, str]:
@@ -164,10 +166,15 @@ def load_manifest(
     if "train" not in listed:
         raise DataError(f"expected lines of the split train in '{path}', got none; add some")
     every = {label for _, labels in listed.values() for label in labels}
-    numbered = all(label.isascii() and label.isdigit() for label in every)
-    if numbered:
-        highest = max(map(int, every))
-        names = tuple(str(number) for number in range(highest + 1)) if highest < 100_000 else ()
+    by_number = all(label.isascii() and label.isdigit() for label in every)
+    if by_number:
+        longest = max(every, key=len)
+        if len(longest) > 9 or max(map(int, every)) >= MAX_CLASSES:
+            raise DataError(
+                f"expected labels from 0 to the number of classes in '{path}', got {longest:.20}; "
+                "number the classes from 0, without gaps, or give names"
+            )
+        names = tuple(str(number) for number in range(max(map(int, every)) + 1))
     else:
         names = tuple(sorted(every))
     if len(names) < 2:
@@ -179,7 +186,7 @@ def load_manifest(
     parts = {
         part: image_files(
             files,
-            torch.tensor([place[str(int(one)) if numbered else one] for one in labels]),
+            torch.tensor([place[str(int(one)) if by_number else one] for one in labels]),
             shape,
             keep=keep,
         )
@@ -234,11 +241,19 @@ def load_disk_dataset(
     label = _column(path, features, "labels", [
         name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)
     ], _LABELS)  # fmt: skip
+    kind = features[label]
+    # Anything else would be decoded, which may open files and addresses that the dataset names.
+    if not isinstance(kind, datasets.ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(
+        ("int", "uint")
+    ):
+        raise DataError(
+            f"expected a column of class labels or whole numbers in '{path}', got '{label}', which "
+            f"is {kind}; cast it with datasets.ClassLabel()"
+        )
     parts: dict[str, Split] = {}
     for part, table in tables.items():
         parts[part] = _from_table(path, table, image, label, image_size, usual_size)
-    kind = features[label]
-    names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else _numbers(parts)
+    names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else numbered(parts.values())
     return parts, names
 
 
@@ -251,8 +266,6 @@ def _from_table(
             f"'{path}' has images without a label (-1); a test part often has none. Use one that "
             "is labelled"
         )
-    from PIL import Image
-
     datasets = need("datasets", "datasets")
 
     # Decoded here, because a dataset may name files and addresses elsewhere, which its own
@@ -267,13 +280,13 @@ def _from_table(
                 f"row {index}; save the dataset again with save_to_disk"
             )
         try:
-            opened = Image.open(io.BytesIO(content))
-            opened.load()
-            return opened
+            with open_image(content) as opened:
+                opened.load()
+                return opened.copy()
         except Exception as error:
             raise DataError(
-                f"expected an image in row {index} of '{path}', decoding failed with "
-                f"{type(error).__name__}: {str(error)[:200]}; repair the dataset"
+                f"expected an image in row {index} of '{path}', decoding failed: "
+                f"{reason(error)}; repair the dataset"
             ) from error
 
     sampled = range(0, len(labels), max(1, len(labels) // 64))
@@ -314,25 +327,37 @@ def _check_file(path: Path) -> None:
         raise UsageError(f"no file '{path}'; correct the path")
 
 
-def _check_size(path: Path) -> None:
-    """Refuse an archive that unpacks to more than any memory."""
+def _check_entries(path: Path) -> None:
+    """Refuse an archive that unpacks to more than there is memory, or names arrays twice."""
     with zipfile.ZipFile(path) as archive:
-        total = sum(entry.file_size for entry in archive.infolist())
-    if total > _MAX_ARRAY:
-        raise DataError(f"expected at most {_MAX_ARRAY} bytes of arrays in '{path}', got {total}")
+        entries = archive.infolist()
+    if len({entry.filename for entry in entries}) < len(entries) or len(entries) > _MAX_ARRAYS:
+        raise DataError(_npz_keys(path, [entry.filename for entry in entries]))
+    total = sum(entry.file_size for entry in entries)
+    if not fits_in_memory(total, share=0.75):
+        raise DataError(
+            f"expected arrays that fit into memory in '{path}', got {total} bytes; give fewer "
+            "images, or a folder of image files"
+        )
 
 
 def _inside(root: Path, text: str, where: str) -> Path:
     parts = PurePosixPath(text.replace("\\", "/"))
     outside = parts.is_absolute() or ".." in parts.parts or "\0" in text or ":" in text
     target = root if outside else root / Path(*parts.parts)
-    # A link inside the folder may lead out of it.
-    if outside or not target.resolve().is_relative_to(root):
+    try:
+        # A link inside the folder may lead out of it.
+        outside = outside or not target.resolve().is_relative_to(root)
+        there = target.is_file()
+    except (OSError, RuntimeError) as error:  # too long a name, a loop of links
+        raise DataError(f"expected the path of an image in {where}, got {text!r:.100}; correct "
+                        "it") from error  # fmt: skip
+    if outside:
         raise DataError(
             f"expected a path inside the folder of the file in {where}, got {text!r:.100}; put the "
             "images beside it, and name them from there"
         )
-    if not target.is_file():
+    if not there:
         raise DataError(f"no image '{target}', which {where} names; correct the path")
     return target
 
@@ -343,8 +368,3 @@ def _npz_keys(path: Path, keys: list[str]) -> str:
         "test_images, test_labels (and validation_...), and class_names if you like, got "
         f"{', '.join(keys[:8]) or 'none'}; name them so"
     )
-
-
-def _numbers(parts: Mapping[str, Split]) -> tuple[str, ...]:
-    count = 1 + max(int(split.labels.max()) for split in parts.values())
-    return tuple(str(number) for number in range(max(2, count)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# As Pillow calls the kinds that the endings stand for.
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Where Pillow begins to warn: a quarter of a gigabyte in colour.
+_MAX_PIXELS = 89_478_485
 _SAMPLED = 512
 LARGEST_KEPT = 128
 DEFAULT_SIZE = 224
@@ -95,6 +102,59 @@ def image_files(
     return TensorSplit(_read_all(reader), labels) if keep else StreamSplit(reader, labels, shape)
 
 
+@contextmanager
+def open_image(source: Path | bytes) -> Iterator[Image]:
+    """An image file, if it is of a usual kind and size; not decoded yet.
+
+    Kinds are told by content, and Pillow hands some to other programs: PostScript goes to
+    Ghostscript, whatever the file is called.
+
+    Raises:
+        DataError: no regular file, of another kind, or with more pixels than any photograph has.
+        Exception: whatever Pillow raises, at once or where the image is decoded.
+
+    >>> with open_image(b"P5 2 1 255 ab") as image:
+    ...     image.size
+    (2, 1)
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    with _stream(source) as stream:
+        try:
+            image = Image.open(stream, formats=_FORMATS)
+        except UnidentifiedImageError as error:
+            raise DataError(f"it is none of {', '.join(_FORMATS)}, whatever its name") from error
+        if image.width * image.height > _MAX_PIXELS:
+            raise DataError(
+                f"{image.width}x{image.height} pixels, at most {_MAX_PIXELS} are read, for a small "
+                "file can claim any number; make it smaller"
+            )
+        yield image
+
+
+def _stream(source: Path | bytes) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    # Opening a pipe would wait for somebody to write to it.
+    handle = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) |
+                     getattr(os, "O_BINARY", 0))  # fmt: skip
+    stream = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        stream.close()
+        raise DataError("it is a pipe, a socket, a device or a folder, and no file")
+    return stream
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in words.
+
+    >>> reason(DataError("it is a pipe")), reason(ValueError("no"))
+    ('it is a pipe', 'ValueError: no')
+    """
+    kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
+    return f"{kind}{str(error)[:200]}"
+
+
 def pixels(image: Image, *, grey: bool) -> Tensor:
     """uint8 (C, H, W) of a PIL image: one channel if ``grey``, else three.
 
@@ -125,17 +185,15 @@ class _Reader:
     shape: tuple[int, int, int]
 
     def __call__(self, index: int) -> Tensor:
-        from PIL import Image
-
         path = self.files[index]
         try:
-            with Image.open(path) as opened:
+            with open_image(path) as opened:
                 return fitted_pixels(opened, self.shape)
         # Pillow's decoders raise what they like: OSError, SyntaxError, ValueError, struct.error.
         except Exception as error:
             raise DataError(
-                f"expected an image in '{path}', decoding it failed with "
-                f"{type(error).__name__}: {error}; repair or remove the file"
+                f"expected an image in '{path}', decoding it failed: {reason(error)}; repair or "
+                "remove the file"
             ) from error
 
 
@@ -197,20 +255,18 @@ def image_shape(
 
     >>> image_shape([Path("nowhere.png")], 32)
     Traceback (most recent call last):
-    robustann.errors.DataError: expected an image in 'nowhere.png', opening it failed with ...
+    robustann.errors.DataError: expected an image in 'nowhere.png', opening it failed: ...
     """
-    from PIL import Image
-
     sizes, grey = set(), True
     for file in files[:: -(-len(files) // _SAMPLED)]:
         try:
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 sizes.add(image.size)
                 grey = grey and image.mode == "L"
         except Exception as error:
             raise DataError(
-                f"expected an image in '{file}', opening it failed with "
-                f"{type(error).__name__}: {error}; repair or remove the file"
+                f"expected an image in '{file}', opening it failed: {reason(error)}; repair or "
+                "remove the file"
             ) from error
     channels = 1 if grey else 3
     if image_size is None and len(sizes) == 1 and max(next(iter(sizes))) <= LARGEST_KEPT:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustann.data.arrays import check_images, check_labels, tensor_split
+from robustann.data.arrays import check_images, check_labels, numbered, tensor_split
 from robustann.data.augmentation import Augmentation
 from robustann.data.files import load_disk_dataset, load_manifest, load_npz
 from robustann.data.folders import load_folder
@@ -255,8 +255,7 @@ def from_arrays(
     (21, 3, 6, ('0', '1', '2'))
     """
     split = tensor_split(images, labels, num_classes=len(class_names) if class_names else None)
-    highest = int(split.labels.max()) if len(split) else 0
-    names = class_names or [str(number) for number in range(highest + 1)]
+    names = class_names or numbered([split])
     return _in_three(name, {"train": split}, names, augmentation or Augmentation())
 
 
@@ -330,9 +329,7 @@ def _from_factory(spec: str) -> ImageData:
         for part in ("train", "validation", "test")
         if made.get(part) is not None
     }
-    if not names:
-        count = 1 + max(int(split.labels.max()) for split in parts.values())
-        names = [str(i) for i in range(count)]
+    names = names or list(numbered(parts.values()))
     augmentation = made.get("augmentation") or Augmentation()
     if not isinstance(augmentation, Augmentation):
         raise DataError(

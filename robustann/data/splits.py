@@ -284,13 +284,13 @@ def default_threads() -> int:
     return min(16, os.cpu_count() or 1)
 
 
-def fits_in_memory(values: int) -> bool:
-    """Whether ``values`` bytes are under a quarter of the memory that is free now.
+def fits_in_memory(values: int, share: float = 0.25) -> bool:
+    """Whether ``values`` bytes are under a share of the memory that is free now.
 
     >>> fits_in_memory(1), fits_in_memory(2**60)
     (True, False)
     """
-    return values < _free_memory(torch.device("cpu")) // 4
+    return values < share * _free_memory(torch.device("cpu"))
 
 
 def _free_memory(device: torch.device) -> int:
