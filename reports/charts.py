@@ -429,7 +429,7 @@ def roc(found: DetectorFound) -> Markup:
         _tag("line", class_="audited", x1=x(found.fpr), x2=x(found.fpr), y1=y(1), y2=y(0))
     )
     says = []
-    for way, kind in zip(found.ways, ("clean", "worst"), strict=True):
+    for way, kind in zip(found.ways, ("clean dashed", "worst"), strict=True):
         rates = zip(way.false_positive_rates, way.true_positive_rates, strict=True)
         places = [(x(false), y(true)) for false, true in rates]
         if places:

@@ -247,7 +247,7 @@ def test_a_detector_is_attacked_by_those_who_know_of_it(small, digits, tmp_path,
     assert 0 < float(detector.detects(clean).double().mean()) <= 0.1
     page = render(result.after)
     assert "Adversarial images refused over clean images refused" in page
-    assert "evades the detector as well as the network" in page
+    assert "against an attacker who evades it too" in page
     result.save(tmp_path / "first")
     assert render(ra.AuditResult.load(tmp_path / "first" / "after" / "results.json")) == page
     # Taken up after a stop, it is not attacked again.

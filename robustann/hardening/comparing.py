@@ -199,8 +199,8 @@ def _found(detected: DetectionResult) -> DetectorFound:
         interval=Interval(low=low, high=high),
         bare_robust_accuracy=detected.bare_robust_accuracy,
         ways=(
-            _rates("does not know of the detector", detected.ordinary),
-            _rates("evades the detector as well as the network", detected.adaptive),
+            _rates("does not know of it", detected.ordinary),
+            _rates("evades it too", detected.adaptive),
         ),
     )
 
