@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+EXAMPLES := runs/examples
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo examples test check bench docs clean
 
 demo: $(DEMO)/results.json  ## train on the bundled digits, audit, show verdict and report
 	@$(BIN)/robustann report $(DEMO)/results.json
@@ -14,6 +15,18 @@ $(DEMO)/results.json: $(DEMO)/model.safetensors
 	$(BIN)/robustann audit --model $< --data digits --norm linf --eps 0.1 --output-dir $(DEMO) --quiet
 
 $(DEMO)/model.safetensors: | $(VENV)/.installed
+	$(BIN)/robustann train --data digits --out $@
+
+examples: $(EXAMPLES)/compare.html  ## two reports: a plainly trained model, and the same hardened
+
+$(EXAMPLES)/compare.html: $(EXAMPLES)/hardened/after/results.json
+	$(BIN)/robustann compare $(EXAMPLES)/hardened/before/results.json $< --out $@
+
+$(EXAMPLES)/hardened/after/results.json: $(EXAMPLES)/model.safetensors
+	$(BIN)/robustann harden --model $< --data digits --norm linf --eps 0.1 --preset quick \
+		--defense trades --epochs 20 --weights --output-dir $(EXAMPLES)/hardened
+
+$(EXAMPLES)/model.safetensors: | $(VENV)/.installed
 	$(BIN)/robustann train --data digits --out $@
 
 test: $(VENV)/.installed-test  ## run the whole test suite
@@ -49,4 +62,4 @@ $(VENV)-docs/.installed: pyproject.toml
 	touch $@
 
 clean:  ## remove the environment and what the demonstration wrote
-	rm -rf $(VENV) $(VENV)-docs site $(DEMO)
+	rm -rf $(VENV) $(VENV)-docs site $(DEMO) $(EXAMPLES)

@@ -161,11 +161,13 @@ def curve(result: AuditResult) -> Markup:
         below = [(x(p.eps), y(p.certified_accuracy)) for p in certified]
         shapes.append(_tag("polyline", class_="line certified", points=_path(below)))
         shapes += [_square(p, px, py) for p, (px, py) in zip(certified, below, strict=True)]
-        # Beside the line where it is half way down: under it, unless there is no room.
+        # Under the line where it is half way down; above its end, if there is no room.
         at, height = min(below, key=lambda place: abs(place[1] - (below[0][1] + y(0)) / 2))
-        room = at - left > 90
-        side, aside = ("end", at - 12) if room else ("start", at + 12)
-        shapes.append(_tag("text", "certified", class_=f"note {side}", x=aside, y=height + 5))
+        if at - left > 90:
+            aside, under = at - 12, height + 5
+        else:
+            aside, under = below[-1][0], below[-1][1] - 9
+        shapes.append(_tag("text", "certified", class_="note end", x=aside, y=under))
         says += ". Certified: " + "; ".join(
             f"eps {significant(p.eps)}: {percent(p.certified_accuracy)}" for p in certified
         )

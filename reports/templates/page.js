@@ -55,7 +55,7 @@
     heads.forEach(({ cell: head, x: column }) => {
       const button = make("button", { type: "button", className: "sort", title: "Sort" });
       button.setAttribute("aria-label", `Sort by ${textOf(head)}`);
-      head.append("\u00a0", button);
+      head.append(button);
       button.addEventListener("click", () => {
         const now = head.getAttribute("aria-sort");
         const next = now === null ? "descending" : now === "descending" ? "ascending" : null;
