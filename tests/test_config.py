@@ -352,7 +352,8 @@ def test_arch_on_the_command_line_replaces_a_factory(run, write):
 
 
 def test_every_option_has_its_place_and_its_default(model_file):
-    apart = {"config_path", "fresh", "dry_run", "quiet", "allow_code_execution", "norm", "eps"}
+    apart = {"config_path", "fresh", "dry_run", "quiet", "allow_code_execution", "norm", "eps",
+             "shared"}  # fmt: skip
     options = audit.make_context("audit", []).params
     assert set(options) == set(PLACES) | apart
     known = {(section, key) for section in AuditFile.model_fields
@@ -720,7 +721,8 @@ def test_snippets_of_the_documents_are_valid(name, run, model_file):
                           text, re.M)  # fmt: skip
     assert len(commands) >= 2
     for command in commands:
-        arguments = shlex.split(command.partition(" #")[0].partition(" >")[0])
+        line = command.replace("\\\n", " ")
+        arguments = shlex.split(line.partition(" #")[0].partition(" >")[0])
         here, rest = main.cli, arguments
         while isinstance(here, click.Group):
             here, rest = here.commands[rest[0]], rest[1:]
