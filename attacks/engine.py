@@ -12,7 +12,7 @@ the place of a row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,17 @@ from torch import Tensor, nn
 from robustann.attacks.base import Attack, State
 from robustann.attacks.losses import Loss, margin
 from robustann.attacks.relaxed import leaky_backward
-from robustann.errors import DataError, ModelError, UsageError
+from robustann.errors import DataError, ModelError, UsageError, unknown_name
 from robustann.rng import SampleRandom, stable_hash
 from robustann.threat import ThreatModel, check_images
 
 ALIGNMENT = 8
 # On an accelerator, asking which samples have fallen waits for the device: ask seldom.
 _ACCELERATOR_COMPACTION = 5
+# What a search may compute in; what it finds is judged in float32.
+LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Of losses in float16.
+_SCALE = 2.0**10
 
 
 @dataclass(frozen=True)
@@ -248,6 +252,7 @@ class Oracle:
         best: tuple[Tensor, Tensor] | None = None,
         limit: Tensor | None = None,
         draws: int = 1,
+        precision: str = "float32",
     ) -> None:
         count = len(x)
         rows = _aligned_rows(count).to(x.device)
@@ -263,6 +268,8 @@ class Oracle:
         self._classes = -1
         self._minimum_norm = minimum_norm
         self._draws = draws
+        self._low = LOW_PRECISION.get(precision)
+        self._scale = _SCALE if self._low is torch.float16 else 1.0
         # Images judged so far, in steps: the same for every batch.
         self._looks = 0
         self._rows = rows
@@ -351,6 +358,9 @@ class Oracle:
         found = []
         for place, loss in enumerate(losses, start=1):
             total = loss(logits, self.labels, self.threat.targeted).sum()
+            if self._scale != 1:
+                # Small gradients would be zero in between.
+                total = total * self._scale
             (gradient,) = torch.autograd.grad(
                 total, x, allow_unused=True, retain_graph=place < len(losses)
             )
@@ -360,6 +370,8 @@ class Oracle:
                     "model's forward pass"
                 )
             # Not in place: autograd may return a broadcast tensor.
+            if self._scale != 1:
+                gradient = gradient / self._scale
             found.append(gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         self.logits = logits.detach()
         self._best["backwards"] += self._standing * (self._draws * len(losses))
@@ -367,7 +379,9 @@ class Oracle:
         return found
 
     def _query(self, x: Tensor) -> Tensor:
-        logits = _mean_logits(self._model, x, self._draws)
+        low = self._low
+        with torch.autocast(x.device.type, low) if low is not None else nullcontext():
+            logits = _mean_logits(self._model, x, self._draws)
         if logits.shape[1] != self._classes:
             # Before a label is used as an index: on a GPU that would end the process's CUDA.
             check_classes(self.labels, logits.shape[1])
@@ -512,6 +526,7 @@ def run(
     best: tuple[Tensor, Tensor] | None = None,
     limit: Tensor | None = None,
     draws: int = 1,
+    precision: str = "float32",
 ) -> AttackResult:
     """Attack one batch of images and judge the outcome.
 
@@ -532,12 +547,18 @@ def run(
         limit: propagations that each sample may still cost (N,), int64; a sample leaves when it
             has reached them. None means no limit.
         draws: forwards averaged for each answer of a randomised model.
+        precision: ``bf16`` or ``fp16`` searches under autocast. Every success, and the final image
+            of every sample that stands, is judged in float32 all the same. Minimum-norm attacks
+            search in float32 always: their images lie where a rounding decides.
 
     Raises:
-        UsageError: the attack does not support the norm.
+        UsageError: the attack does not support the norm, or an unknown precision.
         DataError: images or labels are unfit.
         ModelError: the model's output is unfit or carries no gradient.
     """
+    if precision != "float32" and precision not in LOW_PRECISION:
+        raise unknown_name("precision", precision, ("float32", *LOW_PRECISION))
+    low = precision != "float32" and not attack.minimum_norm
     attack.check(threat)
     check_images(x, threat.bounds)
     check_labels(labels, len(x))
@@ -561,6 +582,7 @@ def run(
             best=None if best is None else (best[0].to(x), best[1].to(x)),
             limit=None if limit is None else limit.to(device),
             draws=draws,
+            precision=precision if low else "float32",
         )
         if not known_correct:
             oracle.forward(oracle.x)
@@ -580,7 +602,7 @@ def run(
                 oracle.forward(state["x"])
                 oracle.compact({})
         kept = oracle.finish()
-        return _verified(kept, model, x, labels, threat, attack, draws, streams.seed)
+        return _verified(kept, model, x, labels, threat, attack, draws, streams.seed, low)
 
 
 def _verified(
@@ -592,6 +614,7 @@ def _verified(
     attack: Attack,
     draws: int,
     seed: int,
+    low: bool,
 ) -> AttackResult:
     """Judge the final image of every claimed success again, in float32, inside the region."""
     reach = threat.with_eps(threat.widest(x[0].numel())) if attack.minimum_norm else threat
@@ -600,19 +623,23 @@ def _verified(
     unfit = ~final.isfinite().flatten(1).all(1)
     final[unfit] = x[unfit]
     distance = threat.distance(final, x)
-    # Of a minimum-norm attack only the nearest is confirmed, not each that was nearer than before.
-    claimed = kept["success"].nonzero().squeeze(1)
-    if len(claimed) and attack.minimum_norm:
+    # Of a minimum-norm attack only the nearest is confirmed, not each that was nearer than before;
+    # of a search in low precision what was not confirmed on the way.
+    claimed = (~kept["success"] if low else kept["success"]).nonzero().squeeze(1)
+    if len(claimed) and (attack.minimum_norm or low):
         rows = claimed[_aligned_rows(len(claimed)).to(claimed.device)]
         with torch.no_grad(), _own_draws(x.device, "verify", seed):
             logits = _mean_logits(model, final[rows], draws)[: len(claimed)]
         hit = logits.argmax(1) == labels[claimed]
+        asked = kept["forwards"].clone()
         within = distance[claimed] <= threat.eps
         kept["success"][claimed] = (hit if threat.targeted else ~hit) & within
         kept["prediction"][claimed] = logits.argmax(1)
         kept["margin"][claimed] = -margin(logits, labels[claimed], threat.targeted)
         kept["forwards"][claimed] += draws
         kept["first_success"][~kept["success"]] = -1
+        late = kept["success"] & (kept["first_success"] < 0)
+        kept["first_success"] = torch.where(late, asked, kept["first_success"])
     cpu = {name: value.cpu() for name, value in kept.items()}
     return AttackResult(
         **{**cpu, "adversarial": final.cpu(), "distance": distance.cpu()}, attack=attack

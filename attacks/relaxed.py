@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -33,10 +34,35 @@ class _LeakyBackward(torch.autograd.Function):
 _RECTIFIERS: frozenset[Callable[..., Any]] = frozenset({torch.relu, F.relu, Tensor.relu})
 
 
+_ACTIVE = threading.local()
+
+
+def _modes() -> int:
+    return getattr(_ACTIVE, "modes", 0)
+
+
+def leaking() -> bool:
+    """Whether a leaky backward pass is wanted here and now: compiled code would not know.
+
+    >>> with leaky_backward(0.1):
+    ...     leaking()
+    True
+    """
+    return _modes() > 0
+
+
 class _Mode(TorchFunctionMode):
     def __init__(self, slope: float) -> None:
         super().__init__()
         self._slope = slope
+
+    def __enter__(self) -> Any:
+        _ACTIVE.modes = _modes() + 1
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        _ACTIVE.modes = _modes() - 1
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,

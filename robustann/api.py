@@ -113,6 +113,9 @@ def audit(
     explain: bool = True,
     weights: bool = False,
     certify: bool = False,
+    precision: Literal["float32", "bf16", "fp16"] = "float32",
+    channels_last: bool = False,
+    compile: bool = False,  # noqa: A002
     class_names: Sequence[str] | None = None,
     state: str | os.PathLike[str] | None = None,
     shared: bool | None = None,
@@ -150,6 +153,10 @@ def audit(
             bounds through the layers; in l2 by smoothing, of a model wrapped as
             ``robustann.certificates.Smoothed(model, sigma)``. Refused at once where nothing can be
             proven.
+        precision: ``bf16`` or ``fp16`` lets attacks search under autocast; what they find is judged
+            in float32.
+        channels_last: run attacks in this memory format.
+        compile: run attacks through ``torch.compile``.
         class_names: of the model's outputs, in their order, where it does not say.
         state: folder for the batches that are done. Stopped, even killed, the audit goes on from
             there when it is called again with the same arguments; the folder is removed at the
@@ -187,6 +194,9 @@ def audit(
         explain=explain,
         weights=weights,
         certify=certify,
+        precision=precision,
+        channels_last=channels_last,
+        compile=compile,
     )
     split, names, found_name = _resolve(model, data, class_names)
     folder = None if state is None else Path(state)

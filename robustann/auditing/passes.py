@@ -8,7 +8,7 @@ more, measures distances for the curve, and keeps what is to be explained.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,6 +33,11 @@ from robustann.threat import ThreatModel
 Labelled = Sequence[tuple[str, Stage]]
 
 
+def _as_it_is(model: nn.Module) -> nn.Module:
+    """The model where nothing is switched on."""
+    return model
+
+
 @dataclass(frozen=True, kw_only=True)
 class Passes:
     """The work on the batches of one audit.
@@ -45,6 +50,7 @@ class Passes:
         escalation: what follows for all that stands, should the check break anything.
         distances: measures the distance of each sample, for the curve; None does not.
         budget: propagations that an image may cost in all attacks together.
+        quick: a model as attacks run it, by the switches for speed.
         candidates: positions of the samples that may be explained.
     """
 
@@ -58,6 +64,7 @@ class Passes:
     distances: DistanceStage | None
     budget: int | None
     candidates: frozenset[int]
+    quick: Callable[[nn.Module], nn.Module] = _as_it_is
 
     def first(self, start: int, positions: Tensor, advance: Advance) -> Batch:
         """The clean pass, the cascade, and the check."""
@@ -309,6 +316,7 @@ class Passes:
         random = self._random(batch)
         # Seen through a part, every look at the model is two forwards: the model's and the part's.
         double = isinstance(model, SeenThrough)
+        called = self.quick(model)
         if limit is not None and double:
             # Three for a step of a forward and a backward, two for a forward alone.
             limit = (limit + 1) // 2 if attack.cost[1] == 0 else (2 * limit + 2) // 3
@@ -318,7 +326,7 @@ class Passes:
             return [
                 run(
                     attack,
-                    model,
+                    called,
                     x[some],
                     batch.labels[some],
                     threat or self.config.threat,
@@ -327,6 +335,7 @@ class Passes:
                     best=None if best is None else (best[0][places], best[1][places]),
                     limit=None if limit is None else limit[places],
                     draws=self.plan.draws,
+                    precision=self.config.precision,
                 )
             ]
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from robustann.attacks import APGD, FAB, MM, Attack, Square, UniformNoise
 from robustann.attacks.base import at_least
+from robustann.attacks.engine import LOW_PRECISION
 from robustann.attacks.sigma_zero import SigmaZero
 from robustann.errors import UsageError, unknown_name
 from robustann.threat import ThreatModel
@@ -206,6 +207,10 @@ class AuditConfig:
             layers; in l2 by smoothing, of a :class:`robustann.certificates.Smoothed` model. Refused
             where nothing can be proven.
         weights: whether to ask too what happens if bits of the stored weights are wrong.
+        precision: ``bf16`` or ``fp16`` lets attacks search under autocast; what they find is judged
+            in float32. Faster on a GPU with tensor cores, often slower on a CPU.
+        channels_last: run attacks in this memory format.
+        compile: run attacks through ``torch.compile``; it takes about a minute first.
 
     Raises:
         UsageError: a value is unfit, or no attack fits the norm.
@@ -228,6 +233,9 @@ class AuditConfig:
     explain: bool = True
     certify: bool = False
     weights: bool = False
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         get_preset(self.preset)
@@ -252,6 +260,8 @@ class AuditConfig:
                 f"expected the norm linf or l2 to certify, got {self.threat.norm}; name one of "
                 "these, or leave out certify"
             )
+        if self.precision not in ("float32", *LOW_PRECISION):
+            raise unknown_name("precision", self.precision, ("float32", *LOW_PRECISION))
         if self.batch_size != "auto":
             at_least("batch_size", self.batch_size, 1)
         if not any(not attack.control for attack in self.chosen):

@@ -33,6 +33,7 @@ from robustann.auditing.rows import Batch, Cases
 from robustann.auditing.sanity import advise
 from robustann.auditing.shards import LARGEST_SHARD, Shards, shard_size
 from robustann.auditing.shown import Shown
+from robustann.auditing.speed import Quick
 from robustann.auditing.summary import summarize
 from robustann.auditing.weights import effort_of, measure_weights, weight_propagations
 from robustann.certificates import Smoothed
@@ -339,6 +340,7 @@ class Audit:
             distances=distances,
             budget=decided["budget"],
             candidates=frozenset(positions[order[: self.preset.explained]].tolist()),
+            quick=self._quick(made),
         )
         return shards, passes
 
@@ -416,6 +418,22 @@ class Audit:
             proof = proof or prove(model, split, positions, self.config, progress=progress)
             result = with_proof(result, proof, batches, self.config, made.draws)
         return result
+
+    def _quick(self, made: Plan) -> Callable[[nn.Module], nn.Module]:
+        """The models as attacks shall run them."""
+        if not (self.config.channels_last or self.config.compile):
+            return lambda model: model
+        known = {
+            id(model): Quick(
+                model,
+                channels_last=self.config.channels_last,
+                # Seen through a part, a model is two: each call would be compiled anew.
+                compiled=self.config.compile and model is not made.seen,
+            )
+            for model in (made.model, made.seen)
+            if model is not None
+        }
+        return lambda model: known[id(model)]
 
     def _share(self, count: int) -> float:
         """The share that is checked: as configured, and more of few samples."""
@@ -600,6 +618,9 @@ class Audit:
                 "certify": config.certify,
                 "smoothing": model.sigma if isinstance(model, Smoothed) else None,
                 "weights": config.weights,
+                **({} if config.precision == "float32" else {"precision": config.precision}),
+                **({"channels_last": True} if config.channels_last else {}),
+                **({"compile": True} if config.compile else {}),
             },
         )
 

@@ -48,6 +48,9 @@ PLACES = {
     "seed": ("attacks", "seed"),
     "trust": ("attacks", "trust"),
     "curve": ("attacks", "curve"),
+    "precision": ("attacks", "precision"),
+    "channels_last": ("attacks", "channels_last"),
+    "compile": ("attacks", "compile"),
     "explain": ("explanation", "enabled"),
     "fail_under": ("gates", "fail_under"),
     "max_drop": ("gates", "max_drop"),
@@ -126,6 +129,13 @@ audit_options = combine(
     _file("--model-card", "model_card", "FILE.md", "Write a model card too."),
     seed_option,
     device_option,
+    click.option("--precision", type=click.Choice(["float32", "bf16", "fp16"]), default="float32",
+                 show_default=True,
+                 help="What attacks search in. What they find is judged in float32."),
+    click.option("--channels-last/--no-channels-last", default=False,
+                 help="Run attacks in this memory format."),
+    click.option("--compile/--no-compile", default=False,
+                 help="Run attacks through torch.compile."),
 )  # fmt: skip
 
 

@@ -424,6 +424,9 @@ def _audit(values: AuditFile, threat: ThreatModel, certify: bool, first: bool) -
         minutes=minutes,
         trust=chosen.trust,
         curve=chosen.curve,
+        precision=chosen.precision,
+        channels_last=chosen.channels_last,
+        compile=chosen.compile,
         explain=values.explanation.enabled,
         certify=certify,
         # Wrong bits are the same ones whatever is done to images: measured once.

@@ -308,6 +308,12 @@ class AttacksSection(_Section):
     """Check that the evaluation can be believed."""
     curve: bool = True
     """Measure robust accuracy at other eps too."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """What attacks search in; what they find is judged in float32."""
+    channels_last: bool = False
+    """Run attacks in this memory format."""
+    compile: bool = False
+    """Run attacks through torch.compile."""
 
 
 class ExplanationSection(_Section):

@@ -104,6 +104,10 @@ preset = "standard"
 # seed = 0
 # trust = true
 # curve = true
+# What attacks search in: "bf16" or "fp16" on GPUs. What they find is judged in float32.
+# precision = "float32"
+# channels_last = false
+# compile = false
 
 [explanation]
 # enabled = true
