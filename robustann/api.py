@@ -10,6 +10,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +35,7 @@ from robustann.hardening.harden import harden as _harden
 from robustann.hardening.planning import check_kinds
 from robustann.launch import world
 from robustann.reports.explain import explain as _explain
+from robustann.reports.explain.methods import check_methods
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 from robustann.training import TrainConfig
@@ -111,6 +113,7 @@ def audit(
     trust: bool = True,
     curve: bool = True,
     explain: bool = True,
+    attributions: Sequence[str] = (),
     weights: bool = False,
     certify: bool = False,
     precision: Literal["float32", "bf16", "fp16"] = "float32",
@@ -147,6 +150,8 @@ def audit(
             ``result.believable``), and to adapt the attacks to a model that would mislead them.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
+        attributions: further methods: ``input-x-gradient``, ``smoothgrad``, ``gradient-shap``,
+            ``occlusion``.
         weights: whether to ask too what happens if bits of the stored weights are wrong
             (``result.weights``).
         certify: whether to prove too what no attack can break (``result.certificate``): in linf by
@@ -192,6 +197,7 @@ def audit(
         trust=trust,
         curve=curve,
         explain=explain,
+        attributions=check_methods(attributions),
         weights=weights,
         certify=certify,
         precision=precision,
@@ -208,7 +214,7 @@ def audit(
         class_names=names,
         model_name=model_name or _name(model),
         data_name=data_name or found_name,
-        explainer=_explain,
+        explainer=partial(_explain, more=config.attributions),
         progress=progress,
         command=command,
         state=folder,

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from robustann.auditing import Cases
+from robustann.errors import UsageError
 from robustann.reports import explain as module
 from robustann.reports.explain import explain
 from robustann.reports.explain.drift import bootstrap, ssim
 from robustann.reports.explain.gallery import SHARES
-from robustann.reports.explain.methods import methods, spatial_layer
+from robustann.reports.explain.methods import More, methods, spatial_layer
 from robustann.reports.explain.pictures import heat_palette, heat_picture
 from robustann.reports.filters import image_size, image_source
 from robustann.results import Drift, Explanation
@@ -533,3 +534,27 @@ def test_large_pictures_are_small_files() -> None:
     assert (picture.format, picture.size) == ("WEBP", (160, 160))
     assert image_size(found.gallery[0].clean) == (160, 160)
     assert image_source(found.gallery[0].clean).startswith("data:image/webp;base64,")
+
+
+def test_methods_on_demand_stand_beside_the_usual_ones() -> None:
+    model = linear()
+    names = get_args(More)
+    cases = make_cases(4, (1, 8, 8))
+    found = explain(model, cases, NAMES, 0, more=names)
+    shown = ["Saliency", "Integrated gradients", "Input x gradient", "SmoothGrad", "GradientShap",
+             "Occlusion"]  # fmt: skip
+    assert [one.method for one in found.quality] == shown
+    assert [one.method for one in found.gallery[0].attributions] == shown
+    assert explain(model, cases, NAMES, 0, more=names) == found
+    # Of a linear model all but the gradient itself are weight times input.
+    x, labels = cases.clean, cases.label
+    weight = model[1].weight.detach()[labels].view_as(x)
+    with module.frozen(model, 0):
+        made = {one.name: one for one in methods(model, x[:1], 0.0, 8, names)[0]}
+        for name in ("Input x gradient", "Occlusion"):
+            maps = made[name].attribute(x.clone(), labels).detach()
+            torch.testing.assert_close(maps, weight * x, atol=1e-5, rtol=1e-4)
+        smooth = made["SmoothGrad"].attribute(x.clone(), labels).detach()
+    torch.testing.assert_close(smooth, weight, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UsageError, match="occlusion"):
+        explain(model, cases, NAMES, 0, more=["oclusion"])

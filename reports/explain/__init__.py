@@ -16,7 +16,7 @@ from robustann.attacks.engine import frozen, model_device, predict_logits
 from robustann.auditing import Cases
 from robustann.reports.explain import gallery
 from robustann.reports.explain.drift import compare, drift, flat
-from robustann.reports.explain.methods import Method, methods
+from robustann.reports.explain.methods import Method, check_methods, methods
 from robustann.reports.explain.pictures import heat_picture
 from robustann.reports.explain.quality import IMAGES, quality
 from robustann.results import Attribution, Drift, Explanation, MapQuality
@@ -37,6 +37,7 @@ def explain(
     seed: int,
     *,
     chunk: int = 8,
+    more: Sequence[str] = (),
 ) -> Explanation:
     """Attribution maps of a gallery of samples, and how far an attack moves them.
 
@@ -61,6 +62,12 @@ def explain(
         class_names: one a class; the gallery goes through them in order.
         seed: of the noise, of resampling, and of a model that draws random numbers.
         chunk: images a batch. Fixed, so that the result does not hang on what fits in memory.
+        more: further methods: ``input-x-gradient``, ``smoothgrad`` (Smilkov et al. 2017,
+            arXiv:1706.03825), ``gradient-shap`` (Lundberg and Lee 2017, arXiv:1705.07874),
+            ``occlusion`` (Zeiler and Fergus 2014, arXiv:1311.2901).
+
+    Raises:
+        UsageError: a method of ``more`` is not known.
 
     >>> from robustann.auditing import Cases
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -74,6 +81,7 @@ def explain(
     >>> found.drift[0].method, found.drift[0].attacked.spearman
     ('Saliency', 1.0)
     """
+    more = check_methods(more)
     chosen = gallery.choose(cases, len(class_names))
     right = cases.label == cases.clean_prediction
     fallen = cases.success.nonzero().flatten().tolist()[:FLIPPED_LIMIT]
@@ -89,9 +97,9 @@ def explain(
     drifts: list[Drift] = []
     tried: list[MapQuality] = []
     with frozen(model, seed):
-        found, left_out = methods(
-            model, work.clean[:1].clone().to(work.device), cases.bounds[0], chunk
-        )
+        low, high = cases.bounds
+        example = work.clean[:1].clone().to(work.device)
+        found, left_out = methods(model, example, low, chunk, more, high - low)
         for method in found:
             looked = _Looked(work, method, groups)
             drifts += looked.drifts()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from robustann.errors import unknown_name
 
 # Steps of integrated gradients: doubled, up to the most, for maps that are not complete.
 IG_STEPS, IG_MOST = 32, 256
@@ -14,7 +17,16 @@ IG_STEPS, IG_MOST = 32, 256
 # |attribution|.
 IG_TOLERANCE = 0.02
 
+# What is computed on demand, beside what is computed always.
+More = Literal["input-x-gradient", "smoothgrad", "gradient-shap", "occlusion"]
+
+# Draws of SmoothGrad and GradientShap, and their noise as a share of the range of a pixel.
+_DRAWS, _SPREAD = 16, 0.1
+# Occlusion: windows along a side, each moved by half its width.
+_WINDOWS = 8
+
 Attribute = Callable[[Tensor, Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +58,39 @@ class Completeness:
     seen: list[int] = field(default_factory=list)
 
 
+def check_methods(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of methods on demand, if they are known.
+
+    Raises:
+        UsageError: one is not.
+
+    >>> check_methods(["occlusion"])
+    ('occlusion',)
+    """
+    for name in names:
+        if name not in get_args(More):
+            raise unknown_name("attribution method", name, get_args(More))
+    return tuple(names)
+
+
 def methods(
-    model: nn.Module, example: Tensor, black: float, chunk: int
+    model: nn.Module,
+    example: Tensor,
+    black: float,
+    chunk: int,
+    more: Sequence[str] = (),
+    span: float = 1.0,
 ) -> tuple[list[Method], list[str]]:
-    """Saliency, integrated gradients, and LayerGradCam where there is a spatial layer; and why
-    there is none, if so. ``example`` is an image of shape (1, C, H, W) on the model's device.
+    """Saliency, integrated gradients, LayerGradCam where there is a spatial layer, and those of
+    ``more``; and why there is one less, if so. ``example`` is an image of shape (1, C, H, W) on the
+    model's device, ``span`` the range of a pixel.
 
     >>> found, without = methods(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)),
     ...     torch.zeros(1, 1, 2, 2), 0.0, 8)
     >>> [one.name for one in found], without
     (['Saliency', 'Integrated gradients'], ['LayerGradCam: this model has no spatial layer...'])
     """
-    from captum.attr import LayerAttribution, LayerGradCam, Saliency
+    from captum.attr import Saliency
 
     def logits(x: Tensor) -> Tensor:
         # A copy, because a model may start with an in-place layer, which a leaf does not allow.
@@ -83,9 +116,69 @@ def methods(
             completeness=completeness,
         ),
     ]
+    layered, left_out = _gradcam(model, logits, example)
+    wanted = _on_demand(logits, black, span)
+    return [*found, *layered, *(wanted[name] for name in dict.fromkeys(more))], left_out
+
+
+def _on_demand(logits: Forward, black: float, span: float) -> dict[str, Method]:
+    from captum.attr import GradientShap, InputXGradient, NoiseTunnel, Occlusion, Saliency
+
+    by_input, shap = InputXGradient(logits), GradientShap(logits)
+    smooth, occlusion = NoiseTunnel(Saliency(logits)), Occlusion(logits)
+
+    def input_x_gradient(x: Tensor, target: Tensor) -> Tensor:
+        found: Tensor = by_input.attribute(x.requires_grad_(), target=target)
+        return found
+
+    def smoothgrad(x: Tensor, target: Tensor) -> Tensor:
+        found: Tensor = smooth.attribute(
+            x.requires_grad_(),
+            nt_type="smoothgrad",
+            nt_samples=_DRAWS,
+            stdevs=_SPREAD * span,
+            target=target,
+            abs=False,
+        )
+        return found
+
+    def gradient_shap(x: Tensor, target: Tensor) -> Tensor:
+        found: Tensor = shap.attribute(
+            x.requires_grad_(),
+            baselines=torch.full_like(x[:1], black).detach(),
+            n_samples=_DRAWS,
+            stdevs=_SPREAD * span,
+            target=target,
+        )
+        return found
+
+    def occluded(x: Tensor, target: Tensor) -> Tensor:
+        channels, height, width = x.shape[1:]
+        window = (channels, max(1, height // _WINDOWS), max(1, width // _WINDOWS))
+        with torch.no_grad():
+            found: Tensor = occlusion.attribute(
+                x,
+                sliding_window_shapes=window,
+                strides=(channels, (window[1] + 1) // 2, (window[2] + 1) // 2),
+                baselines=black,
+                target=target,
+            )
+        return found
+
+    return {
+        "input-x-gradient": Method("Input x gradient", input_x_gradient),
+        "smoothgrad": Method("SmoothGrad", smoothgrad),
+        "gradient-shap": Method("GradientShap", gradient_shap),
+        "occlusion": Method("Occlusion", occluded),
+    }
+
+
+def _gradcam(model: nn.Module, logits: Forward, example: Tensor) -> tuple[list[Method], list[str]]:
+    from captum.attr import LayerAttribution, LayerGradCam
+
     layer = spatial_layer(model, example)
     if layer is None:
-        return found, ["LayerGradCam: this model has no spatial layer that is used once"]
+        return [], ["LayerGradCam: this model has no spatial layer that is used once"]
     gradcam = LayerGradCam(logits, layer)
 
     def by_gradcam(x: Tensor, target: Tensor) -> Tensor:
@@ -97,8 +190,8 @@ def methods(
         by_gradcam(example.clone(), torch.zeros(1, dtype=torch.int64, device=example.device))
     except Exception as error:
         # Captum hooks into the model, which not every model allows.
-        return found, [f"LayerGradCam: {type(error).__name__}: {error}"[:300]]
-    return [*found, Method("LayerGradCam", by_gradcam, of_pixels=False)], []
+        return [], [f"LayerGradCam: {type(error).__name__}: {error}"[:300]]
+    return [Method("LayerGradCam", by_gradcam, of_pixels=False)], []
 
 
 def _integrated(

@@ -97,4 +97,19 @@ DEFINITIONS: dict[str, str] = {
         "McNemar's exact test on the samples that changed sides: how likely so uneven a split is "
         "if nothing differed."
     ),
+    "eps": "How much the attacker may change, in the norm of the threat model.",
+    "forwards": "Forward passes of single images, over all samples that the attack went to.",
+    "backwards": "Backward passes of single images, over all samples that the attack went to.",
+    "time": "What the attack took on this machine; the rest of the audit comes on top.",
+    "support": "Audited samples of the class.",
+    "class precision": "Of the samples predicted as this class, the share that belongs to it.",
+    "class recall": "Of the samples of this class, the share predicted as it.",
+    "class F1": "The harmonic mean of the class's precision and recall.",
+    "flip share": "Of the samples of this class that some attack broke, the share turned so.",
+    "mean error": "Share of the samples classified wrongly, averaged over patterns of bit errors.",
+    "std": "Standard deviation of the error over patterns of bit errors.",
+    "worst pattern": "The largest error among the patterns of bit errors that were tried.",
+    "believable": (
+        "Whether no check of the evaluation failed without a remedy, and enough could be made."
+    ),
 }

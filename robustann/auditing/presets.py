@@ -203,6 +203,7 @@ class AuditConfig:
             a model that would mislead them.
         curve: whether to measure robust accuracy at other eps too.
         explain: whether to compute attributions.
+        attributions: methods of attribution beside the usual ones; the explainer knows which.
         certify: whether to prove too what no attack can break: in linf by bounds through the
             layers; in l2 by smoothing, of a :class:`robustann.certificates.Smoothed` model. Refused
             where nothing can be proven.
@@ -231,6 +232,7 @@ class AuditConfig:
     trust: bool = True
     curve: bool = True
     explain: bool = True
+    attributions: tuple[str, ...] = ()
     certify: bool = False
     weights: bool = False
     precision: Literal["float32", "bf16", "fp16"] = "float32"

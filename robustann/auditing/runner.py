@@ -615,6 +615,7 @@ class Audit:
                 "trust": config.trust,
                 "curve": config.curve,
                 "explain": config.explain,
+                **({"attributions": [*config.attributions]} if config.attributions else {}),
                 "certify": config.certify,
                 "smoothing": model.sigma if isinstance(model, Smoothed) else None,
                 "weights": config.weights,

@@ -52,6 +52,7 @@ PLACES = {
     "channels_last": ("attacks", "channels_last"),
     "compile": ("attacks", "compile"),
     "explain": ("explanation", "enabled"),
+    "attributions": ("explanation", "methods"),
     "fail_under": ("gates", "fail_under"),
     "max_drop": ("gates", "max_drop"),
     "baseline": ("gates", "baseline"),
@@ -94,6 +95,9 @@ audit_options = combine(
                  help="Measure robust accuracy at other eps too."),
     click.option("--explain/--no-explain", default=True, show_default=True,
                  help="Compute attributions."),
+    click.option("--attribution", "attributions", multiple=True, metavar="NAME",
+                 help="One more method of attribution: input-x-gradient, smoothgrad, gradient-shap "
+                 "or occlusion. Can be repeated."),
     click.option("--weights/--no-weights", default=False,
                  help="Ask too what happens if bits of the stored weights are wrong, by accident "
                  "or by choice."),

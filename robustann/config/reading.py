@@ -428,6 +428,7 @@ def _audit(values: AuditFile, threat: ThreatModel, certify: bool, first: bool) -
         channels_last=chosen.channels_last,
         compile=chosen.compile,
         explain=values.explanation.enabled,
+        attributions=tuple(values.explanation.methods or ()),
         certify=certify,
         # Wrong bits are the same ones whatever is done to images: measured once.
         weights=values.threats.weights and first,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -136,7 +137,7 @@ class Run:
                     class_names=data.class_names,
                     model_name=name,
                     data_name=data.name,
-                    explainer=explain,
+                    explainer=partial(explain, more=job.config.attributions),
                     progress=progress,
                     command=command,
                     state=place / "unfinished",

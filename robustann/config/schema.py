@@ -26,6 +26,7 @@ from robustann.auditing import get_preset
 from robustann.auditing.gates import METRICS, check_metric, check_points, check_share
 from robustann.defenses.sanitizers import parse_sanitizer
 from robustann.errors import UsageError
+from robustann.reports.explain.methods import More
 from robustann.threat import NORMS, Norm, ThreatModel
 
 # The field's usual radii for 32x32 colour images.
@@ -321,6 +322,8 @@ class ExplanationSection(_Section):
 
     enabled: bool = True
     """Compute attributions."""
+    methods: list[More] | None = None
+    """Methods beside saliency, integrated gradients and LayerGradCam."""
 
 
 _METRIC = {"type": "string", "pattern": f"^({'|'.join(METRICS)})(@.+)?$"}

@@ -111,6 +111,7 @@ preset = "standard"
 
 [explanation]
 # enabled = true
+# methods = ["input-x-gradient", "smoothgrad", "gradient-shap", "occlusion"]
 
 [gates]
 # Shares from 0 to 1. A name such as "robust_accuracy@l2" means one threat model.
