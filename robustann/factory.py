@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -19,6 +20,33 @@ def is_factory(text: str) -> bool:
     module, colon, attribute = text.partition(":")
     names = [*module.split("."), *attribute.split(".")]
     return bool(colon) and all(name.isidentifier() for name in names)
+
+
+def origin(text: str) -> str | None:
+    """The file that importing ``text`` begins with, found without running anything.
+
+    None if there is none. It is where the outermost package lies: what is inside could only be
+    found by running that.
+
+    >>> origin("json.decoder:JSONDecoder").endswith("__init__.py"), origin("nowhere:net")
+    (True, None)
+    """
+    _allow_current_folder()
+    try:
+        spec = importlib.util.find_spec(text.partition(":")[0].partition(".")[0])
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    folders = list(spec.submodule_search_locations or [])
+    return spec.origin or (folders[0] if folders else None)
+
+
+def _allow_current_folder() -> None:
+    folder = os.getcwd()
+    if folder not in sys.path and "" not in sys.path:
+        # Last, so that nothing in the folder hides an installed package.
+        sys.path.append(folder)
 
 
 def call_factory(
@@ -45,10 +73,7 @@ def call_factory(
     if not is_factory(text):
         raise UsageError(f"expected a {kind} factory as 'pkg.module:factory', got '{text}'")
     module_name, _, attribute = text.partition(":")
-    folder = os.getcwd()
-    if folder not in sys.path and "" not in sys.path:
-        # Last, so that nothing in the folder hides an installed package.
-        sys.path.append(folder)
+    _allow_current_folder()
     try:
         target: object = importlib.import_module(module_name)
     # A script that ends itself must not end the caller with its own exit code.

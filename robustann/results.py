@@ -30,6 +30,8 @@ from robustann.findings import Finding, unresolved
 from robustann.rounding import MaybeNumber, Number
 
 SCHEMA_VERSION = 1
+# Some kilobytes a sample, at most.
+_LARGEST = 2**30
 
 _Share = Annotated[Number, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=0)]
@@ -789,12 +791,18 @@ class AuditResult(_Value):
             DataError: it is not a result of this schema version, or its parts do not fit together.
         """
         try:
-            text = Path(path).read_bytes()
+            with Path(path).open("rb") as stream:
+                text = stream.read(_LARGEST + 1)
         except OSError as error:
             raise UsageError(
                 f"expected a results.json, could not read '{path}' ({error.strerror or error}); "
                 "name the file that 'robustann audit' wrote"
             ) from error
+        if len(text) > _LARGEST:
+            raise DataError(
+                f"expected a results.json of at most {_LARGEST} bytes, got more in '{path}'; name "
+                "the file that 'robustann audit' wrote"
+            )
         try:
             result = cls.model_validate_json(text)
         except ValidationError as error:

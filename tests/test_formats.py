@@ -133,6 +133,9 @@ def test_a_resnet_is_audited_by_one_command(audit, folder, resnet, name):
     assert "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225" in told
     assert "from --mean and --std" in told
     assert results["attacks"][-1]["backwards"] > 0
+    ran = results["provenance"]["config"].get("code", [])
+    assert len(ran) == (name in ("torchscript", "pt2"))
+    assert ("ran code: " in Path("out/report.html").read_text()) == bool(ran)
 
 
 @ONNX
@@ -371,6 +374,9 @@ def test_a_factory_brings_a_trained_network_or_takes_weights(
         assert code == 0
         assert results["clean"]["accuracy"] == pytest.approx(clean_accuracy(folder))
         assert "importing own_nets_for_formats:" in told
+        assert f" from {tmp_path / 'own_nets_for_formats.py'}: it runs as you" in told
+        assert "own_nets_for_formats" in results["provenance"]["config"]["code"][0]
+        assert "ran code: " in Path("out/report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,15 @@ seed_option = click.option(
 )  # fmt: skip
 
 
+def tell_code(code: str) -> None:
+    """Say which code is about to run, and where it lies, before it does."""
+    from robustann.factory import origin
+
+    place = origin(code)
+    found = "" if place is None else f" from {place}"
+    click.echo(f"importing {code}{found}: it runs as you", err=True)
+
+
 def read_data(data_spec: str, data_root: Path | None, download: bool, image_size: int | None,
               quiet: bool, usual_size: int | None = None) -> ImageData:  # fmt: skip
     """Load the dataset that the options name.
@@ -133,7 +142,7 @@ def read_data(data_spec: str, data_root: Path | None, download: bool, image_size
             "the data before torchrun"
         )
     if runs_code(data_spec) and not quiet:
-        click.echo(f"importing {data_spec} from the current folder or the environment", err=True)
+        tell_code(data_spec)
     return load_data(data_spec, root=data_root, download=download, image_size=image_size,
                      usual_size=usual_size)  # fmt: skip
 
@@ -152,7 +161,7 @@ def read_model_and_data(request: ModelRequest, data_spec: str, data_root: Path |
 
     code = request.code
     if code is not None and not quiet:
-        click.echo(f"importing {code} from the current folder or the environment", err=True)
+        tell_code(code)
     read: list[ImageData] = []
 
     def data(size: int | None) -> ImageData:

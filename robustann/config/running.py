@@ -24,6 +24,7 @@ from robustann.data import ImageData
 from robustann.defenses.sanitizers import Sanitized, parse_sanitizer
 from robustann.errors import RobustannError, UsageError
 from robustann.hardening.sanitized import LEAST_DRAWS
+from robustann.models.foreign.programs import PROGRAMS
 from robustann.outputs import (
     Audited,
     Verdict,
@@ -116,6 +117,9 @@ class Run:
         for baseline in self.baselines.values():
             check_same_data(baseline, data.test, data.class_names)
         audited, name = self._model(model, model_name)
+        told = self.settings.provenance
+        if (program := _program(model)) is not None:
+            told = {**told, "code": [*told.get("code", ()), f"{program} in {model_name}"]}
         found: list[Audited] = []
         errors: list[RobustannError] = []
         several = len(self.jobs) > 1
@@ -126,7 +130,7 @@ class Run:
             place = self.place(job)
 
             def save(result: AuditResult, job: Job = job, place: Path = place) -> AuditResult:
-                result = self._decided(job, result, notify)
+                result = self._decided(job, result, notify, told)
                 result.save(place)
                 return result
 
@@ -191,7 +195,13 @@ class Run:
         parts = [parse_sanitizer(one) for one in self.settings.values.model.sanitize or ()]
         return 1 if all(part.deterministic for part in parts) else LEAST_DRAWS
 
-    def _decided(self, job: Job, result: AuditResult, notify: Callable[[str], None]) -> AuditResult:
+    def _decided(
+        self,
+        job: Job,
+        result: AuditResult,
+        notify: Callable[[str], None],
+        told: Mapping[str, str | list[str]],
+    ) -> AuditResult:
         """The result with its gates, and with where its configuration came from."""
         on = self.settings.values.gates.gate_on
         result = with_gates(result, job.demands, on)
@@ -204,9 +214,10 @@ class Run:
                     f"{after.preset}: a fall may come of other attacks"
                 )
             result = with_drops(result, baseline, job.drops, on)
-        config = {**result.provenance.config, **self.settings.provenance}
-        told = result.provenance.model_copy(update={"config": config})
-        return result.model_copy(update={"provenance": told})
+        provenance = result.provenance.model_copy(
+            update={"config": {**result.provenance.config, **told}}
+        )
+        return result.model_copy(update={"provenance": provenance})
 
 
 def prepare(settings: Settings, folder: Path) -> Run:
@@ -245,6 +256,12 @@ def _baselines(settings: Settings) -> dict[str, Baseline]:
             )
         found[job.slug] = baseline
     return found
+
+
+def _program(model: nn.Module) -> str | None:
+    """What the model's file is, if it is a program, which was opened because it was allowed."""
+    arch = getattr(getattr(model, "spec", None), "arch", None)
+    return arch if arch in PROGRAMS else None
 
 
 def _words(job: Job) -> str:

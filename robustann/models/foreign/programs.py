@@ -14,6 +14,10 @@ from robustann.errors import ModelError, RefusedError
 from robustann.models.foreign.adapters import Carried, FixedBatch, Network
 from robustann.models.sniffing import Kind
 
+TORCHSCRIPT, EXPORTED = "TorchScript", "torch.export"
+PROGRAMS = (TORCHSCRIPT, EXPORTED)
+"""Architectures of models that run what their file holds."""
+
 
 class Script(nn.Module):
     """A TorchScript module, run without its profiling optimiser.
@@ -68,7 +72,7 @@ def open_torchscript(content: bytes, path: Path, sha256: str) -> Network:
         raise _unloadable(path, Kind.TORCHSCRIPT, error) from error
     return Network(
         Script(net.eval()),
-        "TorchScript",
+        TORCHSCRIPT,
         Carried(path.name),
         sha256=sha256,
         notes=(_ran(path),),
@@ -100,7 +104,7 @@ def open_exported(content: bytes, path: Path, sha256: str) -> Network:
     size = (height, width) if height is not None and width is not None else None
     carried = Carried(path.name, channels=channels, size=size)
     net = net if batch is None else FixedBatch(net, batch)
-    return Network(net, "torch.export", carried, sha256=sha256, notes=(_ran(path),))
+    return Network(net, EXPORTED, carried, sha256=sha256, notes=(_ran(path),))
 
 
 def _input_shape(program: Any) -> tuple[Any, ...]:
