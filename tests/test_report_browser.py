@@ -210,6 +210,11 @@ def test_browser_shows_a_definition_at_a_tap_without_a_script(browser: Any, tmp_
     assert not told.is_visible()
     page.get_by_role("button", name="95 % interval").first.tap()
     told.wait_for(state="visible")
+    # Beside its term, not anywhere.
+    term = page.get_by_role("button", name="95 % interval").first.bounding_box()
+    place = told.bounding_box()
+    assert 0 <= place["y"] - (term["y"] + term["height"]) < 20 or place["y"] < term["y"]
+    assert abs(place["x"] - term["x"]) < 20
     # Nothing else is lost: every section is there, and no button that would do nothing.
     assert page.locator("main > section").count() == page.locator("nav li").count()
     assert page.locator(".copy, .sort").count() == 0
