@@ -119,6 +119,7 @@ def audit(
     precision: Literal["float32", "bf16", "fp16"] = "float32",
     channels_last: bool = False,
     compile: bool = False,  # noqa: A002
+    surrogate: nn.Module | None = None,
     class_names: Sequence[str] | None = None,
     state: str | os.PathLike[str] | None = None,
     shared: bool | None = None,
@@ -162,6 +163,8 @@ def audit(
             in float32.
         channels_last: run attacks in this memory format.
         compile: run attacks through ``torch.compile``.
+        surrogate: another model for the same classes, as an attacker may have who does not have
+            this one: what gradient attacks find on it is tried on ``model`` too.
         class_names: of the model's outputs, in their order, where it does not say.
         state: folder for the batches that are done. Stopped, even killed, the audit goes on from
             there when it is called again with the same arguments; the folder is removed at the
@@ -215,6 +218,7 @@ def audit(
         model_name=model_name or _name(model),
         data_name=data_name or found_name,
         explainer=partial(_explain, more=config.attributions),
+        surrogate=surrogate,
         progress=progress,
         command=command,
         state=folder,

@@ -35,6 +35,7 @@ from robustann.auditing.shards import LARGEST_SHARD, Shards, shard_size
 from robustann.auditing.shown import Shown
 from robustann.auditing.speed import Quick
 from robustann.auditing.summary import summarize
+from robustann.auditing.surrogate import agreement, from_surrogate
 from robustann.auditing.weights import effort_of, measure_weights, weight_propagations
 from robustann.certificates import Smoothed
 from robustann.data import Split
@@ -98,14 +99,21 @@ class Audit:
         self.config = config
         self.preset = get_preset(config.preset)
 
-    def estimate(self, model: nn.Module, split: Split, *, class_names: Sequence[str]) -> Estimate:
+    def estimate(
+        self,
+        model: nn.Module,
+        split: Split,
+        *,
+        class_names: Sequence[str],
+        surrogate: nn.Module | None = None,
+    ) -> Estimate:
         """Time one batch and say what :meth:`run` would cost at most."""
         _check_fit(model, split, class_names)
         if self.config.certify:
             check_provable(model, split, self.config)
         positions = self._positions(split)
         order = torch.randperm(len(positions), generator=_generator(1))
-        made = self._plan(model, split, positions[order[:_TRUST_IMAGES]])
+        made = self._plan(model, split, positions[order[:_TRUST_IMAGES]], surrogate=surrogate)
         size = self._batch_size(made.attacked, split, positions, made.gradients)
         rate = measure(made.attacked, split, positions[:size], self.config.threat, made.gradients)
         forwards, backwards = 1.0, 0.0
@@ -161,6 +169,7 @@ class Audit:
         notify: Callable[[str], None] = _silent,
         draws: int = 1,
         shown: Sequence[Shown] = (),
+        surrogate: nn.Module | None = None,
         shared: bool = False,
         save: Callable[[AuditResult], AuditResult] = _as_it_is,
     ) -> AuditResult:
@@ -183,6 +192,8 @@ class Audit:
                 randomised, as without trust checks nobody looks.
             shown: what attackers outside the audit found. It is judged as everything else is, and
                 counts in the worst case; only in a cascade.
+            surrogate: another model for the same classes: gradient attacks on it are tried on
+                ``model`` too. Left as it was.
             shared: whether other processes that run the same audit with the same ``state`` take
                 part. Each returns the same result. It stays in ``state``, for those that come
                 later.
@@ -217,7 +228,7 @@ class Audit:
         # A fixed random subset can be explained, so that memory does not grow with the data.
         order = torch.randperm(len(positions), generator=_generator(1))
         sample = positions[order[:_TRUST_IMAGES]]
-        made = self._plan(model, split, sample, draws)
+        made = self._plan(model, split, sample, draws, surrogate)
         with contextlib.ExitStack() as held:
             kept: Kept = InMemory()
             entries = len(positions) * math.prod(split.shape)
@@ -504,7 +515,29 @@ class Audit:
         }
         return Partial(folder, json.loads(json.dumps(identity)), shared)
 
-    def _plan(self, model: nn.Module, split: Split, sample: Tensor, draws: int = 1) -> Plan:
+    def _plan(
+        self,
+        model: nn.Module,
+        split: Split,
+        sample: Tensor,
+        draws: int = 1,
+        surrogate: nn.Module | None = None,
+    ) -> Plan:
+        """The attacks as configured, or as a first look at the model says; and through a surrogate
+        where there is one."""
+        made = self._adapted(model, split, sample, draws)
+        if surrogate is None:
+            return made
+        # Also where nobody asks: it must answer for the same classes.
+        found = agreement(surrogate, made.model, split.images(sample).cpu(), seed=self.config.seed)
+        attack = from_surrogate(surrogate, self.config.threat)
+        if attack is None:
+            return made
+        place = len(made.stages) - len(made.searches)
+        stages = (*made.stages[:place], Stage(attack), *made.stages[place:])
+        return replace(made, stages=stages, findings=(*made.findings, found))
+
+    def _adapted(self, model: nn.Module, split: Split, sample: Tensor, draws: int) -> Plan:
         """The attacks as configured, or as a first look at the model says."""
         config = self.config
         draws = max(draws, 1 if config.attacks is not None else self.preset.draws)

@@ -42,6 +42,7 @@ PLACES = {
     "certify": ("threats", "certify"),
     "preset": ("attacks", "preset"),
     "attacks": ("attacks", "run"),
+    "surrogate": ("attacks", "surrogate"),
     "budget": ("attacks", "budget"),
     "max_samples": ("attacks", "max_samples"),
     "batch_size": ("attacks", "batch_size"),
@@ -79,6 +80,9 @@ audit_options = combine(
     click.option("--attack", "attacks", multiple=True, metavar="NAME[:OPTION=VALUE,...]",
                  help="Run this attack instead of the preset's; can be repeated. "
                  "For example pgd:steps=100,loss=margin."),
+    _file("--surrogate", "surrogate", "FILE",
+          "Another model for the same classes, as 'robustann train' writes them, which an attacker "
+          "may have: what fools it is tried on this one too."),
     click.option("--max-samples", type=click.IntRange(min=1), metavar="NUMBER",
                  help="Audit so many images, drawn at random, the same for every seed."),
     click.option("--batch-size", default="auto", show_default=True, metavar="NUMBER|auto",

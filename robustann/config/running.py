@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from robustann import files
+from robustann.attacks.engine import model_device
 from robustann.auditing import Audit, Estimate, forget, with_gates
 from robustann.certificates import Smoothed
 from robustann.config.drops import (
@@ -24,6 +25,7 @@ from robustann.data import ImageData
 from robustann.defenses.sanitizers import Sanitized, parse_sanitizer
 from robustann.errors import RobustannError, UsageError
 from robustann.hardening.sanitized import LEAST_DRAWS
+from robustann.models import load_model
 from robustann.models.foreign.programs import PROGRAMS
 from robustann.outputs import (
     Audited,
@@ -73,9 +75,10 @@ class Run:
     def estimates(self, model: nn.Module, data: ImageData) -> list[tuple[str, Estimate]]:
         """What each threat model will cost at most."""
         audited, _ = self._model(model, "")
+        surrogate = self._surrogate(model)
         return [
             (_words(job), Audit(job.config).estimate(
-                audited, data.test, class_names=data.class_names))
+                audited, data.test, class_names=data.class_names, surrogate=surrogate))
             for job in self.jobs
         ]  # fmt: skip
 
@@ -120,6 +123,7 @@ class Run:
         told = self.settings.provenance
         if (program := _program(model)) is not None:
             told = {**told, "code": [*told.get("code", ()), f"{program} in {model_name}"]}
+        surrogate = self._surrogate(model)
         found: list[Audited] = []
         errors: list[RobustannError] = []
         several = len(self.jobs) > 1
@@ -146,6 +150,7 @@ class Run:
                     command=command,
                     state=place / "unfinished",
                     draws=self._draws,
+                    surrogate=surrogate,
                     notify=lambda message, prefix=prefix: notify(f"{prefix}{message}"),  # type: ignore[misc]
                     shared=shared,
                     save=save,
@@ -188,6 +193,10 @@ class Run:
         if sigma is None:
             return model, name
         return Smoothed(model, sigma), f"{name}, smoothed with sigma {sigma:g}"
+
+    def _surrogate(self, model: nn.Module) -> nn.Module | None:
+        path = self.settings.values.attacks.surrogate
+        return None if path is None else load_model(path, device=model_device(model))
 
     @property
     def _draws(self) -> int:

@@ -288,6 +288,8 @@ class AttacksSection(_Section):
     """quick, standard, thorough, autoattack or autoattack-rand."""
     run: Annotated[list[_Text], Field(min_length=1), BeforeValidator(_attacks)] | None = None
     """Run these instead of the preset's, such as "pgd:steps=100,loss=margin"."""
+    surrogate: _Text | None = None
+    """The file of another model for the same classes: what fools it is tried on this one too."""
     budget: Annotated[
         int | str | None,
         BeforeValidator(_budget),

@@ -97,6 +97,8 @@ l2 = 0.5
 preset = "standard"
 # Instead of the preset's attacks:
 # run = ["pgd:steps=100,restarts=5"]
+# What fools another model is tried on this one too.
+# surrogate = "surrogate.safetensors"
 # Propagations an image, or a time for each threat model.
 # budget = "10min"
 # max_samples = 1000
