@@ -45,6 +45,7 @@ def test_twelve_samples_of_224_pixels_stay_under_three_megabytes(monkeypatch) ->
     methods = sys.modules["robustann.reports.explain.methods"]
     monkeypatch.setattr(methods, "IG_STEPS", 2)
     monkeypatch.setattr(methods, "IG_MOST", 2)
+    monkeypatch.setattr(sys.modules["robustann.reports.explain"], "IMAGES", 1)
     torch.manual_seed(0)
     clean = photos(12)
     label = torch.arange(12)

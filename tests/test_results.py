@@ -9,12 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
-from made_up import (
-    ANIMALS,
-    as_cascade,
-    make_result,
-    tampered,
-)
+from made_up import ANIMALS, Page, as_cascade, make_result, tampered
 
 from robustann.errors import DataError
 from robustann.reports import render
@@ -103,3 +98,36 @@ def test_samples_csv_leaves_empty_what_an_attack_of_a_cascade_did_not_touch() ->
                     taken = attack.samples.prediction[i], int(attack.samples.success[i])
                     assert cells == tuple(map(str, taken))
         assert (empty > 0) == result.cascade
+
+
+def test_a_result_of_an_older_version_is_read_and_shown(tmp_path: Path) -> None:
+    """Before confidences, paths and controls: pictures had other names."""
+    content = json.loads(make_result().to_json())
+    for name in ("confidence", "margin"):
+        del content["worst_case"][name]
+    explanation = content["explanation"]
+    for name in ("quality", "left_out"):
+        del explanation[name]
+    for sample in explanation["gallery"]:
+        del sample["path"]
+        for one in (sample, *sample["attributions"]):
+            for name in ("clean", "attacked", "difference"):
+                if name in one:
+                    one[f"{name}_png"] = one.pop(name)
+    for drift in explanation["drift"]:
+        for name in ("other", "target", "group", "difference", "difference_interval"):
+            del drift[name]
+        for part in (drift["attacked"], drift["noise"]):
+            for name in [key for key in part if key not in ("n", "spearman", "top5")]:
+                del part[name]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    result = AuditResult.load(path)
+    assert result.explanation is not None
+    assert result.explanation.gallery[0].clean == make_result().explanation.gallery[0].clean  # type: ignore[union-attr]
+    page = Page(render(result)).text
+    assert "This audit kept no confidence of the attacked images." in page
+    assert "further than random noise" in page
+    # Written again, it is a result of today.
+    result.save(tmp_path)
+    assert AuditResult.load(path) == result

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustann.errors import unknown_name
 
 # Steps of integrated gradients: doubled, up to the most, for maps that are not complete.
-IG_STEPS, IG_MOST = 32, 256
+IG_STEPS, IG_MOST = 32, 128
 # Completeness: how far the sum may be from the difference of the logits, relative to the sum of
 # |attribution|.
 IG_TOLERANCE = 0.02
