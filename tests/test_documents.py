@@ -23,7 +23,7 @@ import robustann as ra
 from robustann.attacks import registered
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LINKED = [*PAGES, *(p for p in sorted(ROOT.glob("*.md")) if p not in PAGES),
+LINKED = [ROOT / "examples" / "README.md", *PAGES, *(p for p in sorted(ROOT.glob("*.md")) if p not in PAGES),
           ROOT / "benchmarks" / "README.md"]  # fmt: skip
 
 
