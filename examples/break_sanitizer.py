@@ -39,7 +39,8 @@ def main(
             model, parse_sanitizer(text), data, threat, max_samples=samples, queries=queries
         )
         print(
-            f"{text}: clean {found.clean_accuracy:.1%}, bare model {found.bare_robust_accuracy:.1%} robust"
+            f"{text}: clean {found.clean_accuracy:.1%}; "
+            f"without it {found.bare_robust_accuracy:.1%} robust"
         )
         for way in found.ways:
             print(f"  {way.name:10} {way.robust_accuracy:6.1%}  {way.words}")

@@ -23,8 +23,11 @@ import robustann as ra
 from robustann.attacks import registered
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LINKED = [ROOT / "examples" / "README.md", *PAGES, *(p for p in sorted(ROOT.glob("*.md")) if p not in PAGES),
-          ROOT / "benchmarks" / "README.md"]  # fmt: skip
+OTHERS = [
+    *sorted(ROOT.glob("*.md")),
+    *(ROOT / part / "README.md" for part in ("examples", "benchmarks")),
+]
+LINKED = [*PAGES, *(page for page in OTHERS if page not in PAGES)]
 
 
 def named(path: Path) -> str:

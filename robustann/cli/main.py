@@ -12,6 +12,7 @@ from robustann import __version__
 from robustann.cli.attack import attack
 from robustann.cli.audit import audit
 from robustann.cli.compare import compare
+from robustann.cli.completion import completion
 from robustann.cli.config import config
 from robustann.cli.harden import harden
 from robustann.cli.index import index
@@ -44,6 +45,7 @@ def cli() -> None:
 
 for command in (
     train, attack, audit, config, harden, report, compare, index, inspect, seal, verify, listing,
+    completion,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +45,13 @@ data_options = combine(
 )  # fmt: skip
 
 
+def _files(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """What a shell completes where a file is meant, though other text may be given too."""
+    return [CompletionItem(incomplete, type="file")]
+
+
 def _requested(function: F) -> F:
     """Hand the model options over as one ``request``."""
 
@@ -59,7 +67,7 @@ def _requested(function: F) -> F:
 
 def _model_options(model_help: str, arch_help: str) -> Callable[[F], F]:
     return combine(
-        click.option("--model", metavar="FILE", help=model_help),
+        click.option("--model", metavar="FILE", help=model_help, shell_complete=_files),
         click.option("--arch", metavar="NAME", help=arch_help),
         click.option("--factory", metavar="PKG.MODULE:FN",
                      help="Instead of --arch: your own code, which returns the network; without "
