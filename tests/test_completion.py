@@ -34,7 +34,7 @@ def test_unknown_shell() -> None:
     [
         ("robustann aud", ["audit"]),
         ("robustann audit --fail", ["--fail-under"]),
-        ("robustann audit --preset th", ["thorough"]),
+        ("robustann audit --gate-on po", ["point"]),
         ("robustann list at", ["attacks"]),
     ],
 )
