@@ -3,7 +3,7 @@
 A section of an audit's page is one template in ``templates/sections``; files there are found and
 shown in the order of their names. Those of a comparison lie in ``templates/compare``, those of an
 overview in ``templates/index``. Templates are autoescaped and see ``result``, the figures of
-``views``, the charts of ``charts.py`` and the filters of ``filters.py``.
+``views``, the charts of ``charts`` and the filters of ``filters.py``.
 """
 
 from __future__ import annotations

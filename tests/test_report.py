@@ -112,7 +112,7 @@ def test_the_script_is_the_same_for_every_result_and_makes_no_html() -> None:
 
 
 def test_sections_stand_in_the_order_of_their_files() -> None:
-    folder = Path(charts.__file__).parent / "templates" / "sections"
+    folder = Path(views.__file__).parent.parent / "templates" / "sections"
     names = sorted(path.name for path in folder.iterdir())
     sections = Page(render(make_result())).all("section")
     # Without before and after there is nothing to say of hardening.
