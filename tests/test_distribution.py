@@ -1,7 +1,7 @@
 """Wheel and sdist hold all of the package, and the demonstration runs from them alone.
 
-The wheel is built from the sdist, as ``python -m build`` does, and installed into an environment that
-is empty but for a pointer to the libraries of this one: PyTorch takes gigabytes.
+The wheel is built from the sdist, as ``python -m build`` does, and installed into an environment
+that is empty but for a pointer to the libraries of this one: PyTorch takes gigabytes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def test_wheel_has_the_whole_package_and_nothing_else(built: Path) -> None:
     expected = set()
     for top in ("robustann", "attacks", "defenses", "reports"):
         for path in (ROOT / top).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and not path.suffix == ".pyc":
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
                 name = path.relative_to(ROOT).as_posix()
                 expected.add(name if top == "robustann" else f"robustann/{name}")
     # Python before 3.13 goes through the links with rglob, or not; the set is the same.
@@ -80,9 +80,8 @@ def test_the_demonstration_runs_from_the_wheel(built: Path, tmp_path: Path) -> N
     environment = tmp_path / "environment"
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
     python = environment / "bin" / "python"
-    site = Path(
-        run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=tmp_path).strip()
-    )
+    ask = "import site; print(site.getsitepackages()[0])"
+    site = Path(run(python, "-c", ask, cwd=tmp_path).strip())
     # A plain path: .pth files in there, such as that of an editable robustann, are not read.
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (wheel,) = built.glob("*.whl")
@@ -93,8 +92,8 @@ def test_the_demonstration_runs_from_the_wheel(built: Path, tmp_path: Path) -> N
     command = environment / "bin" / "robustann"
     run(command, "train", "--data", "digits", "--epochs", "3", "--out", "m.safetensors",
         cwd=tmp_path)  # fmt: skip
-    told = run(command, "audit", "--model", "m.safetensors", "--data", "digits", "--eps", "0.1",
-               "--preset", "quick", "--max-samples", "16", "--output-dir", "out", cwd=tmp_path)  # fmt: skip
+    audit = "audit --model m.safetensors --data digits --eps 0.1 --preset quick --max-samples 16"
+    told = run(command, *audit.split(), "--output-dir", "out", cwd=tmp_path)
     assert told.startswith("robust accuracy ")
     run(command, "report", "out/results.json", "--out", "again.html", cwd=tmp_path)
     assert (tmp_path / "again.html").read_text() == (tmp_path / "out" / "report.html").read_text()
