@@ -300,6 +300,46 @@ def test_a_glance_tells_trust_and_gates() -> None:
     assert told(findings=())[0][:2] == ("none", "Not checked")
 
 
+def test_advice_follows_from_what_was_found() -> None:
+    def told(result: AuditResult) -> list[str]:
+        # Made-up attacks spend the same on each sample, so that all fall at the end.
+        longer = "Attack for longer"
+        return [one.what for one in views.advice(result) if one.what != longer]
+
+    always = "Ask about other attackers"
+    assert told(make_result(n=1000))[0] == "Mend the evaluation before anything else"
+    good = {"findings": FINDINGS[2:3]}
+    assert told(make_result(n=1000, **good)) == ["Harden the model", always]
+    assert told(make_result(n=40, **good))[0] == "Take more samples"
+    assert "Let the audit check itself" in told(make_result(findings=()))
+    held = make_result(n=1000, strengths=(0.0, 0.0), **good)
+    assert told(held) == [always]
+    bare = make_result(n=1000, weights=None, certificate=None, gates=(), **good)
+    assert told(bare)[-3:] == [
+        "Bound it from below too",
+        "Ask what wrong bits in the weights do",
+        "Keep what was reached",
+    ]
+    # One class falls wholly: it is named, as text.
+    names = ("<b>", "cat", "deer", "dog", "frog")
+    result = make_result(names, n=1000, **good)
+    worst = result.worst_case.scores
+    classes = tuple(
+        one.model_copy(update={"recall": 0.01 if k == 0 else 0.5})
+        for k, one in enumerate(worst.classes)
+    )
+    result = with_changes(
+        result, "worst_case", scores=worst.model_copy(update={"classes": classes})
+    )
+    assert "Look at the weakest class" in told(result)
+    text = part_of(render(result), "advice").text
+    assert "Look at the weakest class: <b> Its worst-case recall is 1.0" in text
+    # Wrong and sure of it.
+    n = result.n
+    loud = with_changes(make_result(n=1000, **good), "worst_case", confidence=(0.95,) * n)
+    assert "Do not rely on confidence to notice attacks" in told(loud)
+
+
 def test_a_few_samples_of_two_classes_are_too_few_to_tell() -> None:
     result = make_result(("no", "yes"), n=8, strengths=(0.0, 0.0), findings=())
     assert result.robust_accuracy > 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustann.reports.views.advice import Advice, advice
 from robustann.reports.views.attacks import Row, rows, spent, telling
 from robustann.reports.views.certificate import METHODS, crossed, proven, undecided
 from robustann.reports.views.classes import (
@@ -56,6 +57,7 @@ __all__ = [
     "SHADES",
     "VERDICTS",
     "VERDICT_RULES",
+    "Advice",
     "Calibration",
     "ClassRow",
     "DriftGroup",
@@ -67,6 +69,7 @@ __all__ = [
     "Sure",
     "Trend",
     "Verdict",
+    "advice",
     "bit_error_rate",
     "bit_error_rows",
     "bit_errors",
