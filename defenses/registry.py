@@ -35,7 +35,12 @@ _AGAINST: Mapping[str, Against] = {
 # Arguments that the caller of a defense has anyway.
 _GIVEN = ("self", "attack", "threat", "step")
 # What a settings dictionary passes on (see AttackStep).
-_PASSED_ON: Mapping[str, Any] = {"label_smoothing": 0.0, "eps_warmup_epochs": 0, "watch": True}
+_PASSED_ON: Mapping[str, Any] = {
+    "label_smoothing": 0.0,
+    "mix": 0.0,
+    "eps_warmup_epochs": None,
+    "watch": True,
+}
 _ATTACK = "pgd:steps=10"
 
 OBJECTIVES: Mapping[str, Callable[..., Any]] = {
@@ -130,6 +135,8 @@ def defense_options() -> dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]:
             if option not in (*_GIVEN, "validation_attack")
             and one.kind is not inspect.Parameter.VAR_KEYWORD
         }
+        if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.values()):
+            options |= _PASSED_ON
         if "attack" in signature:
             options["attack"] = _ATTACK.partition(":")[0]
         listed[name] = (kind, _facts(maker)[0], options)

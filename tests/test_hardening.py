@@ -16,7 +16,14 @@ from torch import nn
 import robustann as ra
 from robustann.certificates import Smoothed
 from robustann.defenses import TRADES, WeightClipping
-from robustann.defenses.registry import as_defense, check_together, defense_names, parse_defense
+from robustann.defenses.registry import (
+    OBJECTIVES,
+    as_defense,
+    check_together,
+    defense_names,
+    defense_options,
+    parse_defense,
+)
 from robustann.defenses.sanitizers import BitDepth, InputCheck, Jpeg, Sanitized, Sanitizer
 from robustann.hardening import harden as hardening
 from robustann.hardening import paired
@@ -361,6 +368,24 @@ def test_every_defense_says_where_it_helps_and_where_not():
         assert defense.limits
         assert all(isinstance(one, str) and one for one in (*defense.helps, *defense.limits))
     check_together([parse_defense("trades"), parse_defense("jpeg")])
+
+
+def test_options_that_are_listed_are_taken():
+    for name, (_, _, options) in defense_options().items():
+        given = {
+            option: {"NUMBER": 0.5, None: 1}.get(default, default)
+            for option, default in options.items()
+        }
+        text = ",".join(f"{option}={value}" for option, value in given.items())
+        made = parse_defense(f"{name}:{text}" if text else name).made
+        if name in OBJECTIVES:
+            made = made(THREAT)
+            known = made.parameters()
+            assert {key: known[key] for key in given if key in known and key != "attack"} == {
+                key: value for key, value in given.items() if key in known and key != "attack"
+            }
+    step = parse_defense("n-fgsm:mix=0.25,eps_warmup_epochs=2,watch=no").made(THREAT)
+    assert (step.mix, step.eps_warmup_epochs, step.watched) == (0.25, 2, False)
 
 
 @pytest.mark.parametrize("trust", [True, False])
