@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 from made_up import VARIANTS, Page, make_result
+from scipy.stats import binomtest
 
-from robustann.reports import render
+from robustann.reports import render, render_comparison
 from robustann.results import AuditResult
 
 NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?")
@@ -202,3 +203,35 @@ def test_a_number_that_is_not_in_the_results_would_be_seen() -> None:
     # Most numbers that could be written are not among the known ones.
     assert sum(f"{k / 10:.1f}" in known for k in range(1001)) < 700
     assert all(a != b for a, b in pairwise(sorted(known)))
+
+
+def test_every_number_of_a_comparison_is_found_in_the_results() -> None:
+    results = [make_result(), make_result(strengths=(0.0, 0.1, 0.2))]
+    known = {*WORDS, "2", "2025", "03", "04"}
+    outcomes = []
+    for result in results:
+        known |= {*NUMBER.findall(result.to_json())}
+        samples = zip(
+            result.clean_samples.prediction,
+            result.clean_samples.label,
+            result.worst_case.broken_by,
+            strict=True,
+        )
+        outcomes.append([(p == y, p == y and by is None) for p, y, by in samples])
+        for value in (*values(json.loads(result.to_json())), len(results)):
+            known |= written(value)
+    for kind in (0, 1):
+        pairs = Counter((a[kind], b[kind]) for a, b in zip(*outcomes, strict=True))
+        lost, gained, n = pairs[True, False], pairs[False, True], results[0].n
+        for count in (*pairs.values(), 0, lost, gained):
+            known |= written(count)
+        # Agresti and Min: half a sample more in each cell.
+        down, up, total = lost + 0.5, gained + 0.5, n + 2
+        centre = (up - down) / total
+        half = 1.959964 * math.sqrt(down + up - (up - down) ** 2 / total) / total
+        for value in ((gained - lost) / n, centre - half, centre + half):
+            known |= written(value)
+        if lost + gained:
+            known |= written(binomtest(lost, lost + gained).pvalue)
+    html = render_comparison([("a.json", results[0]), ("b.json", results[1])])
+    assert [found for found in NUMBER.findall(shown(html)) if found not in known] == []
