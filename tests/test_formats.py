@@ -212,6 +212,20 @@ def test_programs_are_refused_unless_allowed(audit, resnet, file, tmp_path):
     assert audit("--model", disguised, *NAMES)[0] == 4
 
 
+def test_ci_is_told_of_a_refused_model(audit, resnet):
+    code, _, _, _ = audit(
+        *("--model", resnet / "net.ts", *NAMES),
+        *("--sarif", "s.sarif", "--junit", "j.xml", "--markdown", "m.md"),
+    )
+    assert code == 4
+    (found,) = json.loads(Path("s.sarif").read_text())["runs"][0]["results"]
+    assert found["ruleId"] == "loading/refused"
+    assert "net.ts" in found["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert 'errors="1"' in Path("j.xml").read_text()
+    assert "allow" in Path("m.md").read_text()
+    assert json.loads(Path("out/summary.json").read_text())["exit_code"] == 4
+
+
 def test_another_file_than_the_pinned_one_is_refused(audit, resnet):
     for file, more in (("net.ts", ()), ("net.pt", RESNET)):
         code, _, _, told = audit(

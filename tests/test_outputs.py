@@ -248,6 +248,18 @@ def test_sarif_of_what_did_not_finish():
     assert told["message"]["text"] == "linf 8/255: no memory"
 
 
+def test_sarif_tells_a_refused_model_once():
+    refused = [Audited(slug, slug, "runs", None, "it could run os.system", 4) for slug in "ab"]
+    run = checked(sarif(conclude(refused, source="models/m.pt")))
+    (found,) = run["results"]
+    assert (found["ruleId"], found["level"]) == ("loading/refused", "error")
+    assert found["message"]["text"] == "it could run os.system"
+    place = found["locations"][0]["physicalLocation"]["artifactLocation"]
+    assert place == {"uri": "models/m.pt"}
+    assert run["invocations"][0]["exitCode"] == 4
+    assert len(run["invocations"][0]["toolExecutionNotifications"]) == 2
+
+
 def test_sarif_bears_hostile_names(hostile):
     source = HOSTILE.replace("\ud800", "")
     one = Audited(source, source, source, hostile)

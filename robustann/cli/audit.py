@@ -63,7 +63,7 @@ def audit(
       torchrun --nproc-per-node 8 -m robustann audit --model m.safetensors --data cifar10
     """
     from robustann.config import prepare
-    from robustann.errors import UsageError
+    from robustann.errors import ModelError, RefusedError, RobustannError, UsageError
     from robustann.launch import world
 
     launched = world()
@@ -85,15 +85,22 @@ def audit(
     request.check()
     if not dry_run:
         check_targets(*run.targets)
-    model, data = read_model_and_data(
-        request,
-        values.data.name,
-        None if values.data.root is None else Path(values.data.root),
-        values.data.download,
-        values.data.image_size,
-        values.model.device,
-        quiet,
-    )
+    try:
+        model, data = read_model_and_data(
+            request,
+            values.data.name,
+            None if values.data.root is None else Path(values.data.root),
+            values.data.download,
+            values.data.image_size,
+            values.model.device,
+            quiet,
+        )
+    except RobustannError as error:
+        # CI has its files then too, so that yesterday's are not taken for today's.
+        if not dry_run and launched.rank == 0 and not isinstance(error, UsageError):
+            about = request.path if isinstance(error, ModelError | RefusedError) else None
+            run.tell_refused(error, request.name, str(about) if request.model and about else None)
+        raise
     if dry_run:
         for threat, estimate in run.estimates(model, data):
             click.echo((f"{threat}: " if len(run.jobs) > 1 else "") + _in_words(estimate))

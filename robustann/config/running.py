@@ -164,6 +164,7 @@ class Run:
                 continue
             found.append(Audited(job.slug, _words(job), place.as_posix(), result))
         if len(errors) == len(self.jobs):
+            self.tell_refused(errors[0], name)
             raise errors[0]
         source = self.settings.source or self.place(self.jobs[0]) / "results.json"
         verdict = conclude(
@@ -173,14 +174,36 @@ class Run:
             model=name,
             data=data.name,
         )
-        files.write_text(self.folder / "summary.json", summary_json(verdict))
-        for path, make in self._wanted.items():
-            files.write_text(path, make(verdict))
+        self._write(verdict)
         # What a shared run came to stays, for processes that are still to come.
         if not errors and not shared:
             # Only now: a run that stopped in the second threat model has the first one still.
             self.forget()
         return verdict
+
+    def tell_refused(self, error: RobustannError, model: str, source: str | None = None) -> None:
+        """Write what CI reads, where no audit came to an end: why, in each threat model.
+
+        Args:
+            error: what ended it.
+            model: what was to be audited, in words.
+            source: the file that the error is about; by default the configuration.
+        """
+        asked = self.settings.values
+        unfinished = [
+            Audited(job.slug, _words(job), self.place(job).as_posix(), None, str(error),
+                    error.exit_code)
+            for job in self.jobs
+        ]  # fmt: skip
+        if source is None:
+            source = str(self.settings.source or asked.model.path or "audit")
+        self._write(conclude(unfinished, strict=asked.gates.strict, source=source, model=model,
+                             data=asked.data.name))  # fmt: skip
+
+    def _write(self, verdict: Verdict) -> None:
+        files.write_text(self.folder / "summary.json", summary_json(verdict))
+        for path, make in self._wanted.items():
+            files.write_text(path, make(verdict))
 
     def _model(self, model: nn.Module, name: str) -> tuple[nn.Module, str]:
         sanitize = self.settings.values.model.sanitize or ()

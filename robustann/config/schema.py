@@ -363,7 +363,7 @@ class OutputSection(_Section):
     junit: Annotated[_Text | None, BeforeValidator(_ending(".xml"))] = None
     """JUnit XML: a case for each gate and each trust check."""
     sarif: Annotated[_Text | None, BeforeValidator(_ending(".sarif", ".json"))] = None
-    """SARIF 2.1.0: failed gates and failed trust checks."""
+    """SARIF 2.1.0: failed gates, failed trust checks, a refused model."""
     markdown: Annotated[_Text | None, BeforeValidator(_ending(".md"))] = None
     """A summary for a pull request."""
     model_card: Annotated[_Text | None, BeforeValidator(_ending(".md"))] = None

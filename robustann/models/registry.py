@@ -231,6 +231,12 @@ def _from_torchvision(spec: ModelSpec) -> nn.Module:
     name = spec.arch.removeprefix(_TORCHVISION_PREFIX)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
+        module, dot, function = name.rpartition(".")
+        if dot and is_factory(f"{module}:{function}"):
+            raise UsageError(
+                f"unknown architecture '{spec.arch}'; if it is code of your own, write "
+                f"'{module}:{function}'. 'robustann list models' shows the others"
+            )
         own = ["small-cnn", "preactresnet-18", "wideresnet-28-10"]
         near = difflib.get_close_matches(name.lower(), known, n=5)
         raise unknown_name(

@@ -1,4 +1,4 @@
-"""SARIF 2.1.0: failed gates and failed trust checks, for code scanning.
+"""SARIF 2.1.0: failed gates, failed trust checks and refused models, for code scanning.
 
 The format: OASIS, Static Analysis Results Interchange Format Version 2.1.0 (2020).
 """
@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
+from robustann.errors import RefusedError
 from robustann.outputs.text import answer, plain
 from robustann.outputs.verdict import Audited, Verdict
 
@@ -20,17 +21,25 @@ _SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
 
+_REFUSED = RefusedError.exit_code
+
 
 def sarif(verdict: Verdict) -> str:
     """The verdict as a SARIF 2.1.0 log with one run.
 
-    A failed gate is an error; a failed trust check a warning, in a strict run an error. An audit
-    that did not finish is a notification of an invocation that was not successful.
+    A failed gate is an error; a failed trust check a warning, in a strict run an error; a model
+    that was refused an error at its file. An audit that did not finish is a notification of an
+    invocation that was not successful.
     """
     rules: dict[str, dict[str, Any]] = {}
     results = []
     for one in verdict.audits:
         results += _results(one, verdict, rules)
+    refused = [one for one in verdict.audits if one.exit_code == _REFUSED and one.result is None]
+    for one in refused[:1]:
+        # It is refused as a whole, not in one threat model.
+        rules["loading/refused"] = _rule("loading/refused", "The model was refused", "error")
+        results.append(_result("loading/refused", "error", str(one.error), one, verdict))
     places = {name: place for place, name in enumerate(rules)}
     for result in results:
         result["ruleIndex"] = places[result["ruleId"]]
