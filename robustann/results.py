@@ -512,6 +512,18 @@ class Weights(_Value):
     not_measured: tuple[str, ...] = ()
 
 
+class Seal(_Value):
+    """Whether the audited file is what was sealed (``robustann seal``), by the manifest beside it.
+
+    ``changes`` say what differs, a sentence each. The signature is not checked in an audit, which
+    is given no key: only accidents are ruled out, and ``signed`` says that a check would tell more.
+    """
+
+    intact: bool
+    changes: tuple[str, ...] = ()
+    signed: bool = False
+
+
 class CertifiedPoint(_Value):
     """Certified accuracy at one eps: so many samples are proven to withstand everything in it."""
 
@@ -627,6 +639,7 @@ class AuditResult(_Value):
     hardening: Hardening | None = None
     certificate: Certificate | None = None
     weights: Weights | None = None
+    seal: Seal | None = None
     findings: tuple[Finding, ...] = ()
     gates: tuple[Gate, ...] = ()
     provenance: Provenance

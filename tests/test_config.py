@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -739,3 +740,38 @@ def test_the_documents_name_every_key_and_every_metric():
             assert f"`{key}`" in row
     text = (DOCS / "ci.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \| ", text, re.M) == list(METRICS)
+
+
+def test_a_report_tells_whether_the_model_is_what_was_sealed(run, write, tmp_path, model_file):
+    from safetensors.torch import load_file, save_file
+
+    assert run("audit", "--config", write(), "--quiet", "--output-dir", "unsealed")[0] == 0
+    assert AuditResult.load(tmp_path / "unsealed" / "results.json").seal is None
+    copy = tmp_path / "sealed.safetensors"
+    for suffix in (".safetensors", ".json"):
+        source = model_file.with_suffix(suffix)
+        copy.with_suffix(suffix).write_bytes(source.read_bytes())
+    assert run("seal", copy)[0] == 0
+    path = write()
+    path.write_text(path.read_text().replace(model_file.as_posix(), copy.as_posix()))
+    assert run("audit", "--config", path, "--quiet", "--output-dir", "whole")[0] == 0
+    found = AuditResult.load(tmp_path / "whole" / "results.json").seal
+    assert (found.intact, found.changes, found.signed) == (True, (), False)
+    tensors = load_file(copy)
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] + 1
+    from safetensors import safe_open
+
+    with safe_open(copy, "pt") as stream:
+        facts = stream.metadata()
+    save_file(tensors, copy, metadata=facts)
+    # Whoever altered the file made the sidecar fit too; the manifest he could not write.
+    sidecar = json.loads(copy.with_suffix(".json").read_text())
+    was = next(key for key, value in sidecar.items() if "sha256" in key)
+    sidecar[was] = hashlib.sha256(copy.read_bytes()).hexdigest()
+    copy.with_suffix(".json").write_text(json.dumps(sidecar))
+    _, _, err = run("audit", "--config", path, "--output-dir", "broken")
+    assert "is not what was sealed" in err
+    found = AuditResult.load(tmp_path / "broken" / "results.json").seal
+    assert not found.intact
+    assert found.changes[0].startswith(f"tensor {name}")

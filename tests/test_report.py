@@ -40,6 +40,7 @@ from robustann.results import (
     Explanation,
     Interval,
     Scores,
+    Seal,
 )
 
 
@@ -298,6 +299,18 @@ def test_a_glance_tells_trust_and_gates() -> None:
     ]
     assert [one[0] for one in told(findings=FINDINGS[2:3], gates=())] == ["pass", "none"]
     assert told(findings=())[0][:2] == ("none", "Not checked")
+
+
+def test_a_broken_seal_is_told_with_what_differs() -> None:
+    broken = Seal(intact=False, changes=("tensor <w>: other values",))
+    result = make_result(seal=broken)
+    text = part_of(render(result), "weights").text
+    assert "broken The audited file is not what was sealed. tensor <w>: other values" in text
+    assert views.advice(result)[0].what == "Do not use this model file"
+    text = part_of(render(make_result(seal=Seal(intact=True), weights=None)), "weights").text
+    assert "intact The audited file is what was sealed" in text
+    assert "The manifest is not signed" in text
+    assert "Seal" not in part_of(render(make_result()), "weights").text
 
 
 def test_advice_follows_from_what_was_found() -> None:

@@ -37,7 +37,14 @@ def advice(result: AuditResult) -> list[Advice]:
 
 
 def _evaluation(result: AuditResult) -> Iterator[Advice]:
-    """First the audit itself."""
+    """First what was audited, and the audit itself."""
+    if result.seal is not None and not result.seal.intact:
+        yield Advice(
+            "Do not use this model file",
+            "It is not what was sealed: Weights says what differs. Copy it again from where you "
+            "trust it.",
+            "robustann verify",
+        )
     wrong = unresolved(result.findings)
     if result.certificate is not None and result.certificate.crossed:
         yield Advice(

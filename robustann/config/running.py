@@ -23,6 +23,7 @@ from robustann.config.drops import (
 from robustann.config.reading import Job, Settings
 from robustann.data import ImageData
 from robustann.defenses.sanitizers import Sanitized, parse_sanitizer
+from robustann.defenses.seal import Manifest, manifest_path, verify_model
 from robustann.errors import RobustannError, UsageError
 from robustann.hardening.sanitized import LEAST_DRAWS
 from robustann.models import load_model
@@ -37,8 +38,10 @@ from robustann.outputs import (
     summary_json,
     summary_page,
 )
-from robustann.results import AuditResult
+from robustann.results import AuditResult, Seal
 
+# Of a broken seal, so many changes are told.
+_CHANGES = 20
 _RESULTS = ("results.json", "samples.csv", "report.html")
 
 
@@ -249,7 +252,26 @@ class Run:
         provenance = result.provenance.model_copy(
             update={"config": {**result.provenance.config, **told}}
         )
-        return result.model_copy(update={"provenance": provenance})
+        seal = _sealed(self.settings.values.model.path)
+        if seal is not None and not seal.intact:
+            notify("the model file is not what was sealed; the report says what differs")
+        return result.model_copy(update={"provenance": provenance, "seal": seal})
+
+
+def _sealed(path: str | None) -> Seal | None:
+    """Whether a model file is what was sealed; None where there is no manifest beside it."""
+    if path is None or not manifest_path(path).is_file():
+        return None
+    try:
+        manifest = Manifest.load(manifest_path(path))
+        found = verify_model(path, manifest)
+    except RobustannError as error:
+        return Seal(intact=False, changes=(str(error),))
+    return Seal(
+        intact=found.intact,
+        changes=found.changes[:_CHANGES],
+        signed=manifest.signature is not None,
+    )
 
 
 def prepare(settings: Settings, folder: Path) -> Run:
