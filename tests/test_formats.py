@@ -710,9 +710,14 @@ def test_a_pin_of_onnx_covers_its_data(tmp_path, data):
 
 
 @ONNX
-def test_onnx_that_is_damaged_is_told(audit, tmp_path):
+def test_onnx_that_is_damaged_is_told(audit, data, tmp_path, capsys):
     write_onnx(tmp_path / "net.onnx")
     content = (tmp_path / "net.onnx").read_bytes()
     for length in range(16, len(content), len(content) // 8):
         (tmp_path / "net.onnx").write_bytes(content[:length])
         assert audit("--model", tmp_path / "net.onnx", *NAMES)[0] in (3, 4)
+    # A name that is no text: onnxruntime would print that it tries again.
+    (tmp_path / "net.onnx").write_bytes(content.replace(b"MatMul", b"Mat\xfful"))
+    with pytest.raises(ra.ModelError, match="onnxruntime cannot run"):
+        resolve_model(request(tmp_path / "net.onnx"), lambda size: data)
+    assert capsys.readouterr().out == ""

@@ -49,7 +49,13 @@ class BlackBox(nn.Module):
         options.intra_op_num_threads = 1
         try:
             self._session = runtime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
+                content,
+                options,
+                providers=["CPUExecutionProvider"],
+                # It would try the same once more, and print about it.
+                enable_fallback=0,
+                # A file has no say in how it is run.
+                read_config_from_model=0,
             )
         except Exception as error:
             raise ModelError(
