@@ -42,7 +42,7 @@ docs: $(VENV)-docs/.installed  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
 
 bench: $(VENV)/.installed-bench  ## speed, side by side with other libraries
-	$(BIN)/python benchmarks/pgd.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py --output-dir runs/bench
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.12")'

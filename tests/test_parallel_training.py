@@ -71,6 +71,24 @@ more = {}
 if mode == "killed":
     steps = {"standard": (Dying(), "small-cnn")}
     more = {"checkpoint": out + ".pt", "epochs": 4}
+elif mode == "plain":
+    steps = {"pgd": (pgd(), "small-cnn")}
+    more = {"ema": 0, "epochs": 3, "clip": 5.0}
+elif mode == "spread":
+    # Stopped after an epoch, and taken up: the curve is that of one that was not.
+    class Stopping(type(pgd())):
+        def begin_epoch(self, epoch, epochs):
+            if epoch == 2 and not resuming:
+                raise KeyboardInterrupt
+            super().begin_epoch(epoch, epochs)
+
+    resuming, step = False, Stopping(PGD(steps=2), threat, eps_warmup_epochs=0)
+    steps = {"pgd": (step, "small-cnn")}
+    more = {"ema": 0, "epochs": 3, "clip": 5.0, "fsdp": True, "checkpoint": out + ".pt"}
+    try:
+        ra.train("small-cnn", data, step=step, **{"batch_size": 32, **more})
+    except KeyboardInterrupt:
+        resuming, more["resume"] = True, True
 elif mode == "whole":
     steps = {"standard": (StandardStep(), "small-cnn")}
     more = {"epochs": 4}
@@ -124,6 +142,20 @@ def test_after_a_kill_they_go_on_from_the_checkpoint(tmp_path):
     first, second = trained(tmp_path, "killed", 2, "--max-restarts", "1")
     assert first == second
     same(first, alone)
+
+
+def test_a_model_that_is_spread_trains_like_a_whole_one(tmp_path):
+    (alone,) = trained(tmp_path, "plain", 1)
+    first, second = trained(tmp_path, "spread", 2)
+    assert first == second
+    same(first, alone)
+
+
+def test_what_a_spread_model_cannot_bear_is_refused(digits):
+    with pytest.raises(ra.UsageError, match="ema=0"):
+        ra.TrainConfig(fsdp=True)
+    with pytest.raises(ra.UsageError, match="torchrun"):
+        ra.train("small-cnn", digits, fsdp=True, ema=0)
 
 
 def test_hardening_by_two_processes(tmp_path):

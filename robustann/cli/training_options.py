@@ -28,6 +28,7 @@ SETTINGS = (
     "precision",
     "channels_last",
     "compile",
+    "fsdp",
 )
 
 training_options = combine(
@@ -54,6 +55,9 @@ training_options = combine(
     click.option("--channels-last", is_flag=True, default=None,
                  help="Memory format of convolutions."),
     click.option("--compile", is_flag=True, default=None, help="Train through torch.compile."),
+    click.option("--fsdp", is_flag=True, default=None,
+                 help="Under torchrun: spread the parameters over the processes, for models that "
+                 "do not fit on one device. With --ema 0."),
 )  # fmt: skip
 
 

@@ -30,6 +30,8 @@ class TrainConfig:
         compile: run the training steps through ``torch.compile``.
         seed: of the initial weights, the order, the augmentation and dropout.
         clip: largest norm of the gradient; None leaves it alone.
+        fsdp: spread the parameters over the processes that ``torchrun`` launched, for models that
+            do not fit on one device; without ``ema`` and ``compile``.
 
     Raises:
         UsageError: a value out of its range.
@@ -55,12 +57,18 @@ class TrainConfig:
     compile: bool = False
     seed: int = 0
     clip: float | None = None
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
         for name, (holds, expected) in _RULES.items():
             value = getattr(self, name)
             if not holds(value):
                 raise UsageError(f"{name}: expected {expected}, got {value!r}")
+        if self.fsdp and (self.ema or self.compile):
+            raise UsageError(
+                "fsdp: expected neither a moving average of the weights nor compile, got "
+                f"ema={self.ema} and compile={self.compile}; add ema=0 (--ema 0), leave out compile"
+            )
 
 
 def _number(value: object, least: float, below: float = math.inf) -> bool:
@@ -92,4 +100,5 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "compile": _SWITCH,
     "seed": (lambda v: _integer(v, 0), "an integer of at least 0"),
     "clip": (lambda v: v is None or _positive(v), "a positive number or None"),
+    "fsdp": _SWITCH,
 }

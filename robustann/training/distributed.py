@@ -34,13 +34,13 @@ class _Objective(nn.Module):
         return self._step(self.inner, images, labels, random=random)
 
 
-def joint(step: TrainingStep, forward: Any, images: Tensor) -> Objective:
+def joint(step: TrainingStep, forward: Any, images: Tensor, *, averages: bool = True) -> Objective:
     """The step's loss and logits, with gradients that are the mean over all processes.
 
     ``forward`` is the model as the step shall call it; a few ``images`` show which parameters take
-    part.
+    part. Unless it ``averages``, the model does so itself.
     """
-    if not parallel.together():
+    if not (averages and parallel.together()):
         return lambda x, labels, random: step(forward, x, labels, random=random)
     idle = _idle(forward, images)
     return nn.parallel.DistributedDataParallel(

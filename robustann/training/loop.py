@@ -23,7 +23,7 @@ from robustann import parallel
 from robustann.data import ImageData, Split
 from robustann.errors import ModelError, RobustannError, UsageError, unknown_name
 from robustann.files import check_writable_folder, write_text
-from robustann.launch import world
+from robustann.launch import World, world
 from robustann.metrics import classification_report
 from robustann.models import ImageClassifier, create_model, resolve_device, tensor_digest
 from robustann.models.registry import is_code
@@ -35,6 +35,7 @@ from robustann.training.config import TrainConfig
 from robustann.training.distributed import SharedStatistics, joint
 from robustann.training.modes import kept_in_eval_mode
 from robustann.training.randomness import generator, global_state_kept, seed_global
+from robustann.training.sharding import optimizer_state, spread, take_up, whole
 from robustann.training.steps import StandardStep, TrainingStep
 from robustann.training.watch import collapsed, set_aside
 from robustann.training.weights import moving_average, parameter_groups
@@ -186,7 +187,12 @@ def train(
         module = _built(model, data, config) if isinstance(model, str) else model
         step = step or StandardStep(label_smoothing=config.label_smoothing)
         architecture = model if isinstance(model, str) else type(model).__qualname__
-        run = _Run(module, architecture, data, config, step, place)
+        original = module
+        if config.fsdp:
+            _check_spread(step)
+            # The whole stays on the CPU, and gets what was learned.
+            module = spread(module.cpu())
+        run = _Run(module, architecture, data, config, step, place, original)
         identity = run.identity() if checkpoint is not None else {}
         found = resume and checkpoint is not None and Path(checkpoint).exists()
         if parallel.agreed(found) and checkpoint is not None:
@@ -222,8 +228,10 @@ class _Run:
         config: TrainConfig,
         step: TrainingStep,
         device: torch.device,
+        original: nn.Module,
     ) -> None:
         self.model, self.data, self.config, self.step = model, data, config, step
+        self.original = original
         self.device = device
         self.epochs = config.epochs or _DEFAULT_EPOCHS.get(data.name, 30)
         default_lr: float = getattr(step, "default_lr", 0.1)
@@ -254,11 +262,13 @@ class _Run:
         self.format = torch.channels_last if config.channels_last else torch.contiguous_format
         # Before anything changes the mode.
         self.still = kept_in_eval_mode(model)
-        model.to(device)
+        if not config.fsdp:
+            model.to(device)
         # Before anything copies or lists the parameters: lazy ones get their shape here.
         self._check_fit()
         self.statistics = SharedStatistics(model, device)
-        model.to(memory_format=self.format)
+        if not config.fsdp:
+            model.to(memory_format=self.format)
         self.average: AveragedModel | None = None
         if config.ema:
             update = moving_average(config.ema)
@@ -275,7 +285,11 @@ class _Run:
             self.optimizer, max_lr=self.lr, total_steps=total, cycle_momentum=False
         )
         self.forward: Any = torch.compile(model) if config.compile else model
-        self.objective = joint(step, self.forward, self.data.train.images(slice(0, 2)))
+        self.objective = joint(
+            step, self.forward, self.data.train.images(slice(0, 2)), averages=not config.fsdp
+        )
+        # A spread model answers only if all ask alike: then each judges everything.
+        self.judges = World() if config.fsdp else self.launched
 
     @property
     def judged(self) -> nn.Module:
@@ -388,9 +402,14 @@ class _Run:
             }
         )
         if self.best_epoch == number:
-            self.best_weights = {
-                name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()
-            }
+            self.best_weights = self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
+        """A copy of the weights that count, whole."""
+        weights = self.judged.state_dict()
+        if self.config.fsdp:
+            return whole(weights)  # type: ignore[no-any-return]
+        return {name: tensor.detach().clone() for name, tensor in weights.items()}
 
     def _gradients(
         self, images: Tensor, labels: Tensor, random: SampleRandom
@@ -489,7 +508,7 @@ class _Run:
         """Accuracy on what the step wants to be judged by; the model is in eval mode."""
         found = torch.zeros((), dtype=torch.int64)
         # Each process judges its part.
-        own = positions[self.launched.rank :: self.launched.size]
+        own = positions[self.judges.rank :: self.judges.size]
         for indices in torch.split(own, 2 * self.batch_size):
             random = SampleRandom.create(self.config.seed, indices).fork(purpose)
             labels = split.labels[indices].to(self.device)
@@ -497,14 +516,18 @@ class _Run:
                 model, split.images(indices), labels, random=random.to(self.device)
             )
             found += (logits.argmax(1).cpu() == split.labels[indices]).sum()
-        return int(parallel.total(found.to(self.device))) / len(positions)
+        return self._counted(found) / len(positions)
 
     def _accuracy(self, model: nn.Module, split: Split) -> float:
         """Accuracy on a whole part; each process judges some of it."""
-        own = torch.arange(self.launched.rank, len(split), self.launched.size)
+        own = torch.arange(self.judges.rank, len(split), self.judges.size)
         found = predictions(model, split, 2 * self.batch_size, own)
         right = (found == split.labels[own]).sum()
-        return int(parallel.total(right.to(self.device))) / len(split)
+        return self._counted(right) / len(split)
+
+    def _counted(self, found: Tensor) -> int:
+        """What all who judge have counted together."""
+        return int(parallel.total(found.to(self.device)) if self.judges.size > 1 else found)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the final weights depend on, as JSON values; asked for at the start."""
@@ -521,7 +544,7 @@ class _Run:
             "weights": weights,
             "trained": trained,
             "still": self.still,
-            "initial_weights": tensor_digest(self.model),
+            "initial_weights": tensor_digest(self.original),
         }
         return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
@@ -533,7 +556,7 @@ class _Run:
         return self.step.state() if hasattr(self.step, "state") else {}
 
     def _state(self) -> dict[str, Any]:
-        return {
+        state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average is not None else {},
             "optimizer": self.optimizer.state_dict(),
@@ -541,6 +564,7 @@ class _Run:
             "best_weights": self.best_weights,
             "step": self._step_state(),
         }
+        return whole(state) if self.config.fsdp else state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state` returned."""
@@ -548,16 +572,22 @@ class _Run:
         if len(state["steps"]) == self.launched.size:
             state = {**state, "step": state["steps"][self.launched.rank]}
         self._restore_weights(state)
+        place = torch.device("cpu") if self.config.fsdp else self.device
         self.best_weights = {
-            name: tensor.to(self.device) for name, tensor in state["best_weights"].items()
+            name: tensor.to(place) for name, tensor in state["best_weights"].items()
         }
 
     def _restore_weights(self, state: dict[str, Any]) -> None:
         """Take up everything that an epoch changes; the learning rate stays the schedule's."""
-        self.model.load_state_dict(state["model"])
+        if self.config.fsdp:
+            take_up(self.model, state["model"])
+            momentum = optimizer_state(state["optimizer"], self.optimizer)
+        else:
+            self.model.load_state_dict(state["model"])
+            momentum = state["optimizer"]
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(momentum)
         for group, rate in zip(
             self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True
         ):
@@ -568,13 +598,16 @@ class _Run:
     def result(self) -> TrainResult[Any]:
         """The model with its best weights, scored on the test part."""
         test = self.data.test
-        last_weights = {
-            name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()
-        }
-        self.model.load_state_dict(self.best_weights)
+        last_weights = self._weights()
+        if self.config.fsdp:
+            take_up(self.model, self.best_weights)
+            self.original.load_state_dict(self.best_weights)
+        else:
+            self.model.load_state_dict(self.best_weights)
         self.model.zero_grad(set_to_none=True)
         self.statistics.put_back()
-        self.model.to(memory_format=torch.contiguous_format)
+        if not self.config.fsdp:
+            self.model.to(memory_format=torch.contiguous_format)
         with self._blamed():
             found = predictions(self.model, test, 2 * self.batch_size, torch.arange(len(test)))
         report = classification_report(test.labels, found, self.data.class_names)
@@ -603,7 +636,7 @@ class _Run:
             "device": self.device.type,
         }
         return TrainResult(
-            model=self.model,
+            model=self.original.eval(),
             metrics=metrics,
             history=self.history,
             best_epoch=self.best_epoch,
@@ -635,6 +668,20 @@ def _configured(
             f"got {config.label_smoothing} among the settings; give it where the step is made"
         )
     return config
+
+
+def _check_spread(step: TrainingStep) -> None:
+    """Refuse what a spread model cannot bear."""
+    if not parallel.together():
+        raise UsageError(
+            "fsdp: expected several processes, got one; launch with torchrun --nproc-per-node"
+        )
+    for hook in ("abandon", "after_update"):
+        if hasattr(step, hook):
+            raise UsageError(
+                f"fsdp: expected a step that leaves the weights to the optimizer, got "
+                f"'{step.name}', which changes them itself; train without fsdp"
+            )
 
 
 def _built(architecture: str, data: ImageData, config: TrainConfig) -> ImageClassifier:
