@@ -716,6 +716,13 @@ def test_onnx_that_is_damaged_is_told(audit, data, tmp_path, capsys):
     for length in range(16, len(content), len(content) // 8):
         (tmp_path / "net.onnx").write_bytes(content[:length])
         assert audit("--model", tmp_path / "net.onnx", *NAMES)[0] in (3, 4)
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    for number in (onnx.TensorProto.INT64, 127):
+        model.graph.input[0].type.tensor_type.elem_type = number
+        (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+        assert audit("--model", tmp_path / "net.onnx", *NAMES)[0] == 3
     # A name that is no text: onnxruntime would print that it tries again.
     (tmp_path / "net.onnx").write_bytes(content.replace(b"MatMul", b"Mat\xfful"))
     with pytest.raises(ra.ModelError, match="onnxruntime cannot run"):

@@ -221,7 +221,13 @@ def load_disk_dataset(
         raise UsageError(f"no folder '{path}' of a dataset; correct the path")
     datasets = need("datasets", "datasets")
     try:
-        loaded = datasets.load_from_disk(str(path))
+        # Places in a damaged file that lie outside of it end the process where it is mapped into
+        # memory; where it is read, they are an error.
+        size = sum(file.stat().st_size for file in path.rglob("*.arrow"))
+        loaded = datasets.load_from_disk(str(path), keep_in_memory=fits_in_memory(size))
+        for table in loaded.values() if isinstance(loaded, Mapping) else (loaded,):
+            if fits_in_memory(size):
+                table.data.table.validate(full=True)
     except Exception as error:
         raise DataError(
             f"expected a dataset that save_to_disk wrote in '{path}', reading failed with "

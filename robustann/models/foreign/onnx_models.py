@@ -309,9 +309,11 @@ def _input(
     types = onnx.TensorProto
     numpy_types = {types.FLOAT: np.float32, types.FLOAT16: np.float16, types.DOUBLE: np.float64}
     if kind.elem_type not in numpy_types:
+        known = kind.elem_type in types.DataType.values()
+        name = types.DataType.Name(kind.elem_type) if known else f"number {kind.elem_type}"
         raise ModelError(
-            f"expected '{path}' to take floating-point images, got the type "
-            f"{types.DataType.Name(kind.elem_type)}; export it without the integer input"
+            f"expected '{path}' to take floating-point images, got the type {name}; export it "
+            "without the integer input"
         )
     return (shape[0], shape[1], shape[2], shape[3]), numpy_types[kind.elem_type]
 
