@@ -197,6 +197,20 @@ def test_a_column_of_labels_is_not_decoded(tmp_path):
         ra.load_data(f"datasets:{tmp_path / 'saved'}")
 
 
+def test_labels_beyond_the_names_of_a_dataset_are_not_counted(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [Image.new("RGB", (8, 8))] * 12, "label": [0, 1] * 5 + [HUGE] * 2}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    info = tmp_path / "saved" / "dataset_info.json"
+    told = json.loads(info.read_text())
+    told["features"]["label"] = {"_type": "ClassLabel", "names": ["a", "b"]}
+    info.write_text(json.dumps(told))
+    with pytest.raises(DataError, match="labels from 0"):
+        ra.load_data(f"datasets:{tmp_path / 'saved'}")
+
+
 # --- noise
 
 FUZZ = settings(

@@ -210,6 +210,9 @@ def _in_three(
 ) -> ImageData:
     """Cut what is missing of validation and test from train."""
     train, test, validation = parts["train"], parts.get("test"), parts.get("validation")
+    for split in parts.values():
+        # Before they are counted: a label of billions would take as many places.
+        check_labels(split.labels, len(names))
     needed = 1 + (test is None) + (validation is None)
     counts = torch.bincount(train.labels, minlength=len(names)).tolist()
     scarce = [name for name, n in zip(names, counts, strict=False) if 0 < n < needed]
