@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,6 @@ def ordinary(most: ImageData) -> nn.Module:
 def before(ordinary: nn.Module, most: ImageData) -> float:
     """The robust accuracy without hardening."""
     return robust_accuracy(ordinary, most.test)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def robust_accuracy(model: nn.Module, split: Split, threat: ThreatModel = LINF) -> float:

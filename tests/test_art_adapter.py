@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random as python_random
-from collections.abc import Iterator
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
@@ -51,14 +50,6 @@ QUICK = {
     "ZooAttack": "use_resize=false,use_importance=false,nb_parallel=32,max_iter=150,"
     "learning_rate=0.1",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def streams(count: int, seed: int = 0) -> SampleRandom:

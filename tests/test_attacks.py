@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -38,44 +39,19 @@ EPS = {"linf": 0.15, "l2": 1.0, "l1": 6.0, "l0": 8.0}
 QUICK: dict[str, Any] = {"steps": 12, "restarts": 2, "draws": 4, "queries": 100, "trials": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def streams(count: int, seed: int = 0) -> SampleRandom:
     return SampleRandom.create(seed, torch.arange(count))
 
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-
-    data, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy(data / 16).float().view(-1, 1, 8, 8)
-    return x, torch.from_numpy(labels).long()
+    return networks.digits()
 
 
 @pytest.fixture(scope="module")
 def weak(digits: tuple[Tensor, Tensor]) -> nn.Module:
     """A small network without any defense, trained for a second."""
-    x, labels = digits
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10),
-        )  # fmt: skip
-        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-        for _ in range(200):
-            batch = torch.randint(len(x) - 360, (128,))
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[batch]), labels[batch]).backward()
-            optimizer.step()
-    return model.eval()
+    return networks.convolutional()
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
+import networks
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustann.attacks import PGD
@@ -15,14 +13,6 @@ from robustann.attacks.engine import predict_logits, run
 from robustann.errors import ModelError
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Quantiser(nn.Module):
@@ -41,24 +31,12 @@ class Half(nn.Module):
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-
-    data, labels = load_digits(return_X_y=True)
-    return torch.from_numpy(data / 16).float().view(-1, 1, 8, 8), torch.from_numpy(labels).long()
+    return networks.digits()
 
 
 @pytest.fixture(scope="module")
 def classifier(digits: tuple[Tensor, Tensor]) -> nn.Module:
-    x, labels = digits
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(150):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[:1400]), labels[:1400]).backward()
-            optimizer.step()
-    return model.eval()
+    return networks.perceptron()
 
 
 def test_a_quantiser_does_not_protect(digits: tuple[Tensor, Tensor], classifier: nn.Module) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -24,14 +23,6 @@ from robustann.attacks.engine import predict_logits
 from robustann.errors import DataError, UsageError
 from robustann.metrics import wilson_interval
 from robustann.rng import SampleRandom
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def streams(count: int, seed: int = 0) -> SampleRandom:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,6 @@ LINF = ThreatModel("linf", 0.1)
 @pytest.fixture(scope="module")
 def digits() -> ImageData:
     return load_data("digits")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def robust_accuracy(model: nn.Module, split: Split, threat: ThreatModel) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -21,14 +21,6 @@ from robustann.threat import NORMS, ThreatModel
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 ALL_NORMS = frozenset(NORMS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def streams(count: int, seed: int = 0) -> SampleRandom:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -27,15 +26,6 @@ from robustann.results import Drift, Explanation
 
 METHODS = ["Saliency", "Integrated gradients", "LayerGradCam"]
 NAMES = [str(i) for i in range(5)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower with more: the threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class SmallNet(nn.Module):

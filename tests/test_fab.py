@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustann.attacks import AttackResult, parse_attack
@@ -22,14 +21,6 @@ from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 
 NORMS = ["linf", "l2", "l1"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def streams(count: int, seed: int = 0) -> SampleRandom:
@@ -292,24 +283,8 @@ def test_a_wanted_class(norm: Any) -> None:
 @pytest.fixture(scope="module")
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
     """A small network, and what it gets right of the digits held out."""
-    from sklearn.datasets import load_digits
-
-    data, target = load_digits(return_X_y=True)
-    x = torch.from_numpy(data / 16).float().view(-1, 1, 8, 8)
-    labels = torch.from_numpy(target).long()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10),
-        )  # fmt: skip
-        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-        for _ in range(200):
-            batch = torch.randint(len(x) - 360, (128,))
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[batch]), labels[batch]).backward()
-            optimizer.step()
-    model.eval()
+    x, labels = networks.digits()
+    model = networks.convolutional()
     x, labels = x[-160:], labels[-160:]
     right = predict_logits(model, x).argmax(1) == labels
     assert float(right.double().mean()) > 0.85

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,6 @@ from robustann.data import ImageData
 from robustann.defenses import WeightGuard
 from robustann.errors import ModelError, UsageError
 from robustann.models import tensor_digest
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_exactly_the_values_out_of_range_are_set_to_zero() -> None:

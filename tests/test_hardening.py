@@ -36,14 +36,6 @@ QUICK = {"preset": "quick", "max_samples": 40, "explain": False, "curve": False,
 OPTIONS = {"noise-training": "noise-training:sigma=0.2"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def trained_small(digits):
     torch.manual_seed(0)

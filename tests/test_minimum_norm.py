@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -28,14 +27,6 @@ CASES = [
     pytest.param(SigmaZero(), "l0", id="sigma-zero-l0"),
 ]
 WIDE = {"linf": 1.0, "l2": 1e3, "l1": 1e4, "l0": 1e4}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def streams(count: int) -> SampleRandom:

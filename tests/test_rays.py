@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,14 +13,6 @@ from robustann.attacks.rays import RayS
 from robustann.errors import UsageError
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def streams(count: int) -> SampleRandom:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,6 @@ FEW = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 UNLIKELY = 0.001
 DRAWS = ("uniform", "normal", "sign")
 SEEDS = (0, 1, -1, 12345, 2**31, 2**63 - 1, -(2**63), 2**64, 2**200, -(2**200))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draw(kind: str, random: SampleRandom, *shape: int) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import networks
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustann.attacks import MM, Square
@@ -21,34 +20,14 @@ from robustann.threat import ThreatModel
 WAYS = ["transfer", "identity", "gradient", "eot", "score"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-
-    data, labels = load_digits(return_X_y=True)
-    return torch.from_numpy(data / 16).float().view(-1, 1, 8, 8), torch.from_numpy(labels).long()
+    return networks.digits()
 
 
 @pytest.fixture(scope="module")
 def classifier(digits: tuple[Tensor, Tensor]) -> nn.Module:
-    x, labels = digits
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(150):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[:1400]), labels[:1400]).backward()
-            optimizer.step()
-    return model.eval()
+    return networks.perceptron()
 
 
 @pytest.fixture(scope="module")

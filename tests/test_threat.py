@@ -27,14 +27,6 @@ CONVEX = ("linf", "l2", "l1")
 Array = npt.NDArray[np.float64]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def streams(count: int, seed: int = 0) -> SampleRandom:
     return SampleRandom.create(seed, torch.arange(count))
 

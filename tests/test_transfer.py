@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,14 +14,6 @@ from robustann.attacks.engine import predict_logits, run
 from robustann.attacks.transfer import transfer
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def streams(count: int) -> SampleRandom:

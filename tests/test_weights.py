@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -29,14 +28,6 @@ from robustann.attacks.weights.quantization import quantized_parameters
 from robustann.data import ImageData, TensorSplit
 from robustann.errors import DataError, ModelError, UsageError
 from robustann.models import tensor_digest
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def linear(weights: list[list[float]]) -> nn.Module:

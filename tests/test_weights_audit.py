@@ -33,14 +33,6 @@ SMALL = Effort(
 DOCS = (Path(__file__).parent.parent / "docs" / "weights.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def measured(model_file: Path, digits: ImageData) -> Weights:
     return measure_weights(ra.load_model(model_file), digits.test, effort=SMALL, seed=5)
