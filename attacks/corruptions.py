@@ -5,8 +5,9 @@ image much farther than any threat model of an audit allows. Run as an attack, i
 count as a success outside the threat model, or be projected back into it, and then it is neither
 the corruption that its name says nor comparable with published corruption accuracies. Both would
 make a headline dishonest. So corrupted images are never projected, never judged against eps and
-never part of robust accuracy. They yield an accuracy of its own, :func:`corruption_accuracy`, a
-control to read beside the attacks: a model that fails under noise of severity 1 needs no attacker.
+never part of robust accuracy. They yield an accuracy of its own, :func:`corruption_accuracy`, in
+an audit ``result.corruptions``. That is a control to read beside the attacks: a model that fails
+under noise of severity 1 needs no attacker.
 """
 
 from __future__ import annotations
@@ -214,6 +215,8 @@ def corruption_accuracy(
     kinds: Sequence[str] = CORRUPTIONS,
     severities: Sequence[int] = SEVERITIES,
     batch_size: int = 256,
+    seed: int = 0,
+    draws: int = 1,
 ) -> tuple[CorruptionAccuracy, ...]:
     """Accuracy under each kind and severity: plain accuracies, not robustness to an attacker.
 
@@ -225,6 +228,8 @@ def corruption_accuracy(
         kinds: which corruptions.
         severities: which of 1 to 5.
         batch_size: images a batch.
+        seed: of a randomised model's own draws.
+        draws: forwards averaged for each answer of a randomised model.
 
     Returns:
         One entry for each kind and severity, kinds first.
@@ -252,7 +257,7 @@ def corruption_accuracy(
         correct = []
         for rows in torch.arange(len(x)).split(batch_size):  # type: ignore[no-untyped-call]
             images = corruption(x[rows.to(x.device)], streams.select(rows))
-            logits = predict_logits(model, images, batch_size=batch_size)
+            logits = predict_logits(model, images, batch_size=batch_size, seed=seed, draws=draws)
             check_classes(labels, logits.shape[1])
             correct.append(logits.argmax(1) == labels[rows])
         found.append(CorruptionAccuracy(corruption, torch.cat(correct)))

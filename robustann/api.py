@@ -115,6 +115,7 @@ def audit(
     explain: bool = True,
     attributions: Sequence[str] = (),
     weights: bool = False,
+    corruptions: bool = False,
     certify: bool = False,
     precision: Literal["float32", "bf16", "fp16"] = "float32",
     channels_last: bool = False,
@@ -155,6 +156,8 @@ def audit(
             ``occlusion``.
         weights: whether to ask too what happens if bits of the stored weights are wrong
             (``result.weights``).
+        corruptions: whether to measure accuracy under common corruptions too, five kinds at five
+            severities (``result.corruptions``): a control, never part of robust accuracy.
         certify: whether to prove too what no attack can break (``result.certificate``): in linf by
             bounds through the layers; in l2 by smoothing, of a model wrapped as
             ``robustann.certificates.Smoothed(model, sigma)``. Refused at once where nothing can be
@@ -202,6 +205,7 @@ def audit(
         explain=explain,
         attributions=check_methods(attributions),
         weights=weights,
+        corruptions=corruptions,
         certify=certify,
         precision=precision,
         channels_last=channels_last,

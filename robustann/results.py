@@ -512,6 +512,65 @@ class Weights(_Value):
     not_measured: tuple[str, ...] = ()
 
 
+class CorruptionLevel(_Value):
+    """Accuracy on all audited samples, corrupted at this severity: 1 to 5, the worst."""
+
+    severity: Annotated[int, Field(ge=1, le=5)]
+    accuracy: _Share
+    interval: Interval
+
+
+class CorruptionScores(_Value):
+    """Accuracy under one common corruption over its severities, rising."""
+
+    kind: str
+    levels: Annotated[tuple[CorruptionLevel, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _rising(self) -> CorruptionScores:
+        severities = [level.severity for level in self.levels]
+        if severities != sorted(set(severities)):
+            raise ValueError("expected severities that rise")
+        return self
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Over the severities, each with the same weight."""
+        return sum(level.accuracy for level in self.levels) / len(self.levels)
+
+
+class Corruptions(_Value):
+    """Accuracy where nobody attacks and images only get worse (Hendrycks and Dietterich, ICLR
+    2019): a control beside the attacks, of the same samples through the same model.
+
+    Corruptions are bound by no eps and nobody looks for the worst: no outcome of theirs counts in
+    the worst case. ``mean_accuracy`` is that over all kinds and severities, each with the same
+    weight; None where nothing could be measured, and ``not_measured`` says what and why.
+    ``forwards`` counts those of single images.
+    """
+
+    kinds: tuple[CorruptionScores, ...]
+    mean_accuracy: _Share | None
+    forwards: _Count
+    not_measured: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Corruptions:
+        names = [one.kind for one in self.kinds]
+        if len(names) != len(set(names)):
+            raise ValueError("expected each corruption once")
+        found = [level.accuracy for one in self.kinds for level in one.levels]
+        mean = sum(found) / len(found) if found else None
+        if (mean is None) != (self.mean_accuracy is None):
+            raise ValueError("expected a mean accuracy where, and only where, one was measured")
+        if mean is not None and abs(mean - (self.mean_accuracy or 0.0)) > 1e-5:
+            raise ValueError(
+                f"expected a mean accuracy of {mean:.6g}, that of all kinds and severities, got "
+                f"{self.mean_accuracy}"
+            )
+        return self
+
+
 class Seal(_Value):
     """Whether the audited file is what was sealed (``robustann seal``), by the manifest beside it.
 
@@ -639,6 +698,7 @@ class AuditResult(_Value):
     hardening: Hardening | None = None
     certificate: Certificate | None = None
     weights: Weights | None = None
+    corruptions: Corruptions | None = None
     seal: Seal | None = None
     findings: tuple[Finding, ...] = ()
     gates: tuple[Gate, ...] = ()
@@ -765,13 +825,14 @@ class AuditResult(_Value):
 
     @property
     def propagations(self) -> int:
-        """Forwards plus backwards, summed over samples: clean pass, attacks, curve and trust
-        checks."""
+        """Forwards plus backwards, summed over samples: clean pass, attacks, curve, trust checks
+        and corruptions."""
         return (
             self.n
             + sum(attack.forwards + attack.backwards for attack in self.attacks)
             + self.curve_propagations
             + self.trust_propagations
+            + (0 if self.corruptions is None else self.corruptions.forwards)
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -133,14 +133,16 @@ def test_one_threat_model_keeps_the_plain_layout(run, write):
     assert AuditResult.load("out/results.json").threat.eps_text == "1/2"
 
 
-def test_weights_are_measured_once(run, write):
-    write(TWO, "weights = true\n")
+def test_weights_and_corruptions_are_measured_once(run, write):
+    write(TWO, "weights = true\ncorruptions = true\n")
     assert run("audit", "--config", "audit.toml", "--output-dir", "o", "--preset", "quick")[0] == 0
     first, second = (
         AuditResult.load(f"o/{name}/results.json") for name in ("linf-8-255", "l2-0.5")
     )
     assert first.weights is not None
     assert second.weights is None
+    assert first.corruptions is not None
+    assert second.corruptions is None
 
 
 def test_a_stopped_run_has_the_first_threat_model_still(run, write, monkeypatch):
@@ -333,7 +335,7 @@ def test_the_command_line_overrides_the_file_and_the_file_the_preset(run, write)
 def test_norm_and_eps_choose_among_the_threat_models(run, write, arguments, wanted):
     path = write('[threats]\nlinf = ["8/255", 0.1]\nl2 = 0.5\nweights = true')
     found = shown(run, path, *arguments)["threats"]
-    assert found == {**wanted, "weights": True, "certify": False}
+    assert found == {**wanted, "weights": True, "corruptions": False, "certify": False}
 
 
 def test_eps_alone(run, write):

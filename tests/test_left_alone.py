@@ -132,7 +132,9 @@ def _harden(defense: str, **settings: Any) -> Call:
 
 CALLS: dict[str, Call] = {
     **{f"attack {name}": _attack(name) for name in registered()},
-    "audit with everything": lambda m, d: ra.audit(m, d, LINF, weights=True, **QUICK),
+    "audit with everything": lambda m, d: ra.audit(
+        m, d, LINF, weights=True, corruptions=True, **QUICK
+    ),
     "audit in l2": lambda m, d: ra.audit(m, d, L2, curve=False, **QUICK),
     "audit that certifies": lambda m, d: ra.audit(
         m, d, ra.ThreatModel("linf", 0.01), certify=True, curve=False, trust=False, **QUICK

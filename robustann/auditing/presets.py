@@ -208,6 +208,7 @@ class AuditConfig:
             layers; in l2 by smoothing, of a :class:`robustann.certificates.Smoothed` model. Refused
             where nothing can be proven.
         weights: whether to ask too what happens if bits of the stored weights are wrong.
+        corruptions: whether to measure accuracy under common corruptions too, as a control.
         precision: ``bf16`` or ``fp16`` lets attacks search under autocast; what they find is judged
             in float32. Faster on a GPU with tensor cores, often slower on a CPU.
         channels_last: run attacks in this memory format.
@@ -235,6 +236,7 @@ class AuditConfig:
     attributions: tuple[str, ...] = ()
     certify: bool = False
     weights: bool = False
+    corruptions: bool = False
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     channels_last: bool = False
     compile: bool = False

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from robustann.attacks.engine import check_classes, model_device, predict_logits
 from robustann.auditing.batching import find_batch_size, is_out_of_memory, measure
 from robustann.auditing.certifying import Proof, check_provable, prove, with_proof
+from robustann.auditing.corruptions import corruption_propagations, measure_corruptions
 from robustann.auditing.curve import DistanceStage, distance_stage
 from robustann.auditing.inner import differentiable_part
 from robustann.auditing.partial import InMemory, Kept, Partial
@@ -144,11 +145,11 @@ class Audit:
         forwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
         backwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
         seconds = len(positions) * (forwards * rate.forward + backwards * rate.backward)
-        faults = self._fault_propagations(model, len(positions))
-        seconds += faults * rate.forward
+        controls = self._further_forwards(made, split, len(positions))
+        seconds += controls * rate.forward
         return Estimate(
             len(positions),
-            math.ceil(len(positions) * (forwards + backwards)) + faults,
+            math.ceil(len(positions) * (forwards + backwards)) + controls,
             seconds,
             size,
             str(model_device(model)),
@@ -398,6 +399,17 @@ class Audit:
                 batch_size=shards.batch,
                 progress=progress,
             )
+        corruptions = None
+        if self.config.corruptions:
+            corruptions = measure_corruptions(
+                made.model,
+                split,
+                positions,
+                seed=self.config.seed,
+                draws=made.draws,
+                batch_size=shards.batch,
+                progress=progress,
+            )
         if self.config.minutes is not None:
             told = {**provenance.config, "budget": passes.budget}
             provenance = provenance.model_copy(update={"config": told})
@@ -422,7 +434,7 @@ class Audit:
                 threads=torch.get_num_threads(),
             ),
         )
-        result = result.model_copy(update={"weights": weights})
+        result = result.model_copy(update={"weights": weights, "corruptions": corruptions})
         if self.config.trust:
             result = self._reviewed(made, split, sample, result)
         if self.config.certify:
@@ -480,12 +492,17 @@ class Audit:
             left -= _TRUST_PROPAGATIONS * min(_TRUST_IMAGES, len(positions)) * mean
         if distances is not None:
             left -= sum(distances.cost) * len(positions) * mean
-        left -= self._fault_propagations(made.model, len(positions)) * rate.forward
+        left -= self._further_forwards(made, split, len(positions)) * rate.forward
         return max(1, int(left / (len(positions) * max(mean, 1e-12))))
 
-    def _fault_propagations(self, model: nn.Module, count: int) -> int:
-        effort = effort_of(self.config.preset)
-        return weight_propagations(model, count, effort) if self.config.weights else 0
+    def _further_forwards(self, made: Plan, split: Split, count: int) -> int:
+        """What faults in the weights and corruptions cost."""
+        total = 0
+        if self.config.weights:
+            total += weight_propagations(made.model, count, effort_of(self.config.preset))
+        if self.config.corruptions:
+            total += corruption_propagations(split.shape, count, made.draws)
+        return total
 
     def _partial(
         self,
@@ -652,6 +669,7 @@ class Audit:
                 "certify": config.certify,
                 "smoothing": model.sigma if isinstance(model, Smoothed) else None,
                 "weights": config.weights,
+                **({"corruptions": True} if config.corruptions else {}),
                 **({} if config.precision == "float32" else {"precision": config.precision}),
                 **({"channels_last": True} if config.channels_last else {}),
                 **({"compile": True} if config.compile else {}),

@@ -39,6 +39,7 @@ PLACES = {
     "download": ("data", "download"),
     "image_size": ("data", "image_size"),
     "weights": ("threats", "weights"),
+    "corruptions": ("threats", "corruptions"),
     "certify": ("threats", "certify"),
     "preset": ("attacks", "preset"),
     "attacks": ("attacks", "run"),
@@ -105,6 +106,9 @@ audit_options = combine(
     click.option("--weights/--no-weights", default=False,
                  help="Ask too what happens if bits of the stored weights are wrong, by accident "
                  "or by choice."),
+    click.option("--corruptions/--no-corruptions", default=False,
+                 help="Measure accuracy under noise, blur, brightness, contrast and JPEG too: a "
+                 "control, nobody attacks."),
     click.option("--certify/--no-certify", default=False,
                  help="Prove too what no attack can break: in linf by bounds through the layers, "
                  "in l2 with --smoothing."),

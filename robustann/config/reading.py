@@ -432,6 +432,8 @@ def _audit(values: AuditFile, threat: ThreatModel, certify: bool, first: bool) -
         certify=certify,
         # Wrong bits are the same ones whatever is done to images: measured once.
         weights=values.threats.weights and first,
+        # So are corrupted images.
+        corruptions=values.threats.corruptions and first,
     )
 
 

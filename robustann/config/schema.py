@@ -277,6 +277,8 @@ class ThreatsSection(_Section):
     """Number of changed entries."""
     weights: bool = False
     """Ask too what happens if bits of the stored weights are wrong."""
+    corruptions: bool = False
+    """Measure accuracy under common corruptions too: a control, nobody attacks."""
     certify: bool = False
     """Prove too what no attack can break, in linf, or with smoothing in l2."""
 

@@ -89,6 +89,8 @@ l2 = 0.5
 # l0 = 10
 # What if bits of the stored weights are wrong?
 # weights = false
+# What do noise, blur, brightness, contrast and JPEG do, where nobody attacks?
+# corruptions = false
 # Prove too what no attack can break.
 # certify = false
 
