@@ -103,6 +103,15 @@ def test_each_objective_trains_on_from_a_model_and_leaves_it_alone(name, model, 
     assert result.comparison.defenses[0].helps
 
 
+def test_a_collapse_in_training_is_told(small, digits, monkeypatch):
+    monkeypatch.setattr(loop, "collapsed", lambda seen, rows: len(rows) == 1)
+    result = hardened(small, digits, "n-fgsm", epochs=2)
+    (note,) = result.comparison.notes
+    assert note.startswith("In epoch 1 of training, catastrophic overfitting")
+    assert note.endswith("from now on with pgd:steps=4.")
+    assert note in render(result.after)
+
+
 @pytest.mark.parametrize("name", [n for n, kind in defense_names().items() if kind == "wrapper"])
 def test_each_wrapper_alone_trains_on(name, small, digits):
     result = hardened(small, digits, name, max_samples=8, weights=True)

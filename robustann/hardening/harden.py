@@ -185,6 +185,10 @@ def harden(
         notify(f"training with {plan.step.name}")
         trained = work.trained(subject, "hardened", plan.hard, plan.step)
         network: nn.Module = trained.model
+        notes += [
+            f"In epoch {one['epoch']} of training, {one['event']}."
+            for one in trained.training["events"]
+        ]
     elif isinstance(subject, str):
         # Nothing trains: the sanitizers stand in front of the plain model.
         network = copy.deepcopy(original)
