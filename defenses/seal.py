@@ -138,7 +138,7 @@ class Manifest(BaseModel):
         robustann.errors.UsageError: expected a manifest, could not read 'nowhere.json' (No such ...
         """
         try:
-            with Path(path).open("rb") as stream:
+            with files.open_regular(path) as stream:
                 text = stream.read(_MAX_MANIFEST + 1)
         except OSError as error:
             raise UsageError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from robustann.errors import RobustannError, UsageError
 
@@ -64,6 +67,29 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` to ``path``, atomically (see :func:`atomic_path`)."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading; a pipe would be waited for, a device read for ever.
+
+    Raises:
+        OSError: it is missing, may not be read, or is anything but a regular file; ``strerror``
+            says which.
+
+    >>> open_regular("/dev/null")
+    Traceback (most recent call last):
+    OSError: [Errno 22] no regular file: '/dev/null'
+    """
+    # Without O_NONBLOCK, opening a pipe waits for somebody who writes.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
+    return os.fdopen(handle, "rb")
 
 
 def check_writable_folder(folder: str | os.PathLike[str]) -> None:

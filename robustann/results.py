@@ -861,11 +861,11 @@ class AuditResult(_Value):
         """Read a ``results.json``.
 
         Raises:
-            UsageError: the file is missing or cannot be read.
+            UsageError: the file is missing, cannot be read, or is no regular one.
             DataError: it is not a result of this schema version, or its parts do not fit together.
         """
         try:
-            with Path(path).open("rb") as stream:
+            with files.open_regular(path) as stream:
                 text = stream.read(_LARGEST + 1)
         except OSError as error:
             raise UsageError(

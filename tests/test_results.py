@@ -6,12 +6,17 @@ import csv
 import io
 import json
 import math
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 from made_up import ANIMALS, Page, as_cascade, make_result, tampered
 
-from robustann.errors import DataError
+from robustann.cli import main
+from robustann.defenses.seal import Manifest
+from robustann.errors import DataError, UsageError
 from robustann.reports import render
 from robustann.results import (
     AuditResult,
@@ -71,6 +76,40 @@ def test_a_tampered_result_is_refused_with_a_reason(what: str, tmp_path: Path) -
     path.write_text(json.dumps(tampered(*TAMPERINGS[what])), encoding="utf-8")
     with pytest.raises(DataError, match="run the audit again"):
         AuditResult.load(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "runs" / "results.json"
+    path.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    # Opening the pipe would wait for ever, and a failure must end.
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waited for the pipe"))
+    signal.alarm(60)
+    try:
+        demand = ("--max-drop", "robust_accuracy=1")
+        for line in (
+            ("report", path),
+            ("compare", path, path),
+            ("audit", "--model", tmp_path / "m.pt", "--baseline", path, *demand),
+        ):
+            monkeypatch.setattr(sys, "argv", ["robustann", *map(str, line)])
+            (tmp_path / "m.pt").touch()
+            monkeypatch.chdir(tmp_path)
+            assert main._run() == 2
+            assert "no regular file" in capsys.readouterr().err
+        monkeypatch.setattr(sys, "argv", ["robustann", "index", str(tmp_path / "runs")])
+        assert main._run() == 0
+        assert "no regular file" in (tmp_path / "runs" / "index.html").read_text()
+        with pytest.raises(UsageError, match="no regular file"):
+            Manifest.load(path)
+    finally:
+        signal.alarm(0)
 
 
 def test_a_result_without_schema_version_is_refused(tmp_path: Path) -> None:
