@@ -206,7 +206,8 @@ class GallerySample(_Value):
 
     ``why`` says by which rule it was chosen; ``difference`` shows the difference multiplied
     by ``amplification`` around mid-grey; ``path`` leads through the nearest adversarial image that
-    a minimum-norm attack found.
+    a minimum-norm attack found. ``distance`` is that of the attacked image, ``nearest`` that of the
+    nearest adversarial one, None where none is known within the threat model.
     """
 
     index: int
@@ -218,6 +219,7 @@ class GallerySample(_Value):
     attacked_prediction: int
     attacked_confidence: Number
     distance: Number
+    nearest: Number | None = None
     amplification: Number
     clean: str = Field(validation_alias=AliasChoices("clean", "clean_png"))
     attacked: str = Field(validation_alias=AliasChoices("attacked", "attacked_png"))

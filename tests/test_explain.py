@@ -304,12 +304,28 @@ def test_gallery_holds_the_easiest_the_median_the_hardest_then_one_a_class() -> 
     cases = make_cases(distance=torch.arange(12, 0, -1) / 100, success=success)
     found = explain(linear(3), cases, NAMES, 0)
     assert chosen(found) == [
-        (10, "smallest distance"),
-        (5, "median distance"),
-        (0, "largest distance"),
+        (10, "easiest to break"),
+        (5, "median"),
+        (0, "hardest to break"),
         *((i, "first broken of its class") for i in (1, 2, 3, 4)),
     ]
     assert "12 audited samples" in found.rule
+
+
+def test_gallery_tells_easy_from_hard_where_the_attack_uses_up_its_eps() -> None:
+    cases = make_cases(distance=torch.full((12,), 0.12))
+    # What a minimum-norm attack found: the last is the easiest; of the first nothing nearer.
+    reach = torch.arange(12, 0, -1).view(-1, 1, 1, 1) / 100
+    away = torch.where(cases.clean > 0.5, -reach, reach)
+    cases = make_cases(distance=torch.full((12,), 0.12), nearest=cases.clean + away)
+    found = explain(linear(3), cases, NAMES, 0)
+    assert chosen(found)[:3] == [(11, "easiest to break"), (5, "median"), (0, "hardest to break")]
+    nearest = [one.nearest for one in found.gallery[:3]]
+    assert nearest == pytest.approx([0.01, 0.07, 0.12], abs=1e-6)
+    assert [one.distance for one in found.gallery[:3]] == pytest.approx([0.12] * 3)
+    # What stood has no error to be near to, within the threat model.
+    stood = make_cases(success=torch.zeros(12, dtype=torch.bool), nearest=cases.clean + away)
+    assert {one.nearest for one in explain(linear(3), stood, NAMES, 0).gallery} == {None}
 
 
 def test_gallery_is_never_longer_than_its_limit() -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import VARIANTS, make_result, no_attack_fell
+from made_up import HOSTILE, VARIANTS, make_result, no_attack_fell, with_changes
 
 from robustann.reports import render, render_comparison, render_overview
 from robustann.reports.views.overview import Found
+from robustann.results import AuditResult
 
 BROWSER = shutil.which("chromium")
 ARGUMENTS = [
@@ -188,7 +189,7 @@ def test_browser_copies_a_table_as_csv(opened: Any) -> None:
 
 def test_browser_copies_no_formula(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    names = ("=1+1", "@SUM(A1)", '"a","b"')
+    names = ("=1+1", "@SUM(A1)", '"a","b"', "-2+3+cmd|' /C calc'!A0", "-1.5")
     path.write_text(render(make_result(names)), encoding="utf-8")
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
@@ -197,7 +198,9 @@ def test_browser_copies_no_formula(browser: Any, tmp_path: Path) -> None:
     page.locator("#classes").get_by_text("Copied").wait_for()
     lines = list(csv.reader(io.StringIO(page.evaluate("navigator.clipboard.readText()"))))
     context.close()
-    assert [line[0] for line in lines[1:]] == ["'=1+1", "'@SUM(A1)", '"a","b"']
+    assert [line[0] for line in lines[1:]] == [
+        "'=1+1", "'@SUM(A1)", '"a","b"', "'-2+3+cmd|' /C calc'!A0", "-1.5"
+    ]  # fmt: skip
 
 
 def test_browser_shows_a_definition_at_a_tap_without_a_script(browser: Any, tmp_path: Path) -> None:
@@ -240,7 +243,22 @@ def listed() -> str:
     return render_overview("runs", [Found(name, None, make_result()) for name in "ab"])
 
 
+def hostile() -> list[tuple[str, AuditResult]]:
+    """Audits of which every word is hostile, and names that were given to them."""
+    found = []
+    for word in (HOSTILE[0], HOSTILE[3], "a" + "\u0301" * 3000):
+        made = make_result((*HOSTILE, "a" + "\u0301" * 3000))
+        made = with_changes(made, "provenance", model=word, data=word, preset=word)
+        made = with_changes(made, "execution", command=word, started=word)
+        found.append((word, with_changes(made, "threat", eps_text=word)))
+    return found
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "hostile, compared": lambda: render_comparison(hostile()),
+    "hostile, listed": lambda: render_overview(
+        HOSTILE[3], [Found(name, HOSTILE[0], result) for name, result in hostile()]
+    ),
     "usual": lambda: render(make_result()),
     "nothing fell": lambda: render(no_attack_fell()),
     "compared": compared,
@@ -248,8 +266,8 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("kind", ["compared", "listed"])
+@pytest.mark.parametrize("width", [320, 390, 1440])
+@pytest.mark.parametrize("kind", ["compared", "listed", "hostile, compared", "hostile, listed"])
 def test_browser_shows_other_pages_without_complaint(
     browser: Any, tmp_path: Path, kind: str, width: int
 ) -> None:
@@ -259,10 +277,17 @@ def test_browser_shows_other_pages_without_complaint(
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
     page.goto(path.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
     widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    # Names stay in their cells: none lies over the next one.
+    over = page.evaluate("""[...document.querySelectorAll('tbody .name')].filter(name =>
+        name.closest('th, td').getBoundingClientRect().right + 1
+        < name.getBoundingClientRect().right).map(name => name.textContent.slice(0, 30))""")
     page.close()
     assert said == []
+    assert over == []
     assert widths[0] <= widths[1]
 
 

@@ -17,10 +17,10 @@ from robustann.threat import ThreatModel
 
 LIMIT = 12
 RULE = (
-    "From {n} audited samples drawn at random. Of those that broke: the one that did so at the "
-    "smallest distance, the one at the median distance and the one at the largest, then the first "
-    "of each class in class order; {limit} at most and none twice. If none broke: the first "
-    "correctly classified sample of each class, or simply the first of each class."
+    "From {n} audited samples drawn at random. Of those that broke, by the distance to the nearest "
+    "error that was found: the easiest, the median and the hardest to break, then the first of "
+    "each class in class order; {limit} at most and none twice. If none broke: the first correctly "
+    "classified sample of each class, or simply the first of each class."
 )
 # Places on the line from the clean image (0) through the nearest adversarial one (1).
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0)
@@ -31,12 +31,12 @@ def choose(cases: Cases, classes: int) -> list[tuple[int, str]]:
     fallen = cases.success.nonzero().flatten().tolist()
     chosen: dict[int, str] = {}
     if fallen:
-        distance = cases.distance.tolist()
+        distance = _to_nearest(cases).tolist()
         by_distance = sorted(fallen, key=lambda i: (distance[i], i))
         for i, why in (
-            (by_distance[0], "smallest distance"),
-            (by_distance[len(by_distance) // 2], "median distance"),
-            (by_distance[-1], "largest distance"),
+            (by_distance[0], "easiest to break"),
+            (by_distance[len(by_distance) // 2], "median"),
+            (by_distance[-1], "hardest to break"),
         ):
             chosen.setdefault(i, why)
         pool, why = fallen, "first broken of its class"
@@ -77,6 +77,7 @@ def sample(
         attacked_prediction=int(cases.attacked_prediction[i]),
         attacked_confidence=float(cases.attacked_confidence[i]),
         distance=float(cases.distance[i]),
+        nearest=float(_to_nearest(cases)[i]) if bool(cases.success[i]) else None,
         amplification=amplification,
         clean=image_picture(clean),
         attacked=image_picture(attacked),
@@ -112,6 +113,16 @@ def _path(model: nn.Module, cases: Cases, i: int, seed: int) -> tuple[PathPoint,
 
 def _nearest(cases: Cases) -> Tensor:
     return cases.attacked if cases.nearest is None else cases.nearest
+
+
+def _to_nearest(cases: Cases) -> Tensor:
+    """How far the nearest error found lies. An attack that uses up its eps, as most do, says
+    nothing of that: by its own distance all samples would be equally hard."""
+    if cases.nearest is None:
+        return cases.distance
+    threat = ThreatModel(cases.norm, cases.eps, bounds=cases.bounds)
+    found = threat.distance(cases.nearest, cases.clean).to(cases.distance)
+    return torch.minimum(found, cases.distance)
 
 
 def tensors(cases: Cases, chosen: list[tuple[int, str]]) -> bytes:

@@ -97,8 +97,9 @@
 
   const csvOf = (table) => {
     const cell = (text) => {
-      // A spreadsheet would run what begins like a formula.
-      const safe = /^[=+@\t\r]|^-(?![\d.])/.test(text) ? `'${text}` : text;
+      // A spreadsheet would run what begins like a formula; a negative number is none.
+      const number = /^-?[\d.,]+(e[-+]?\d+)?$/.test(text);
+      const safe = !number && /^[=+@\t\r-]/.test(text) ? `'${text}` : text;
       return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
     };
     return gridOf(table).map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
