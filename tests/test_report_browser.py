@@ -224,6 +224,14 @@ def test_browser_shows_a_definition_at_a_tap_without_a_script(browser: Any, tmp_
     context.close()
 
 
+def test_browser_prints_no_definition_over_the_page(opened: Any) -> None:
+    opened.get_by_role("button", name="95 % interval").first.click()
+    told = opened.locator("#term-interval")
+    assert told.is_visible()
+    opened.emulate_media(media="print")
+    assert not told.is_visible()
+
+
 def test_browser_prints_what_is_folded(opened: Any) -> None:
     pages = opened.pdf()
     assert pages.startswith(b"%PDF")
