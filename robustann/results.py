@@ -556,6 +556,12 @@ class Corruptions(_Value):
     forwards: _Count
     not_measured: tuple[str, ...] = ()
 
+    @property
+    def worst(self) -> tuple[str, CorruptionLevel] | None:
+        """The kind and severity of the lowest accuracy; None where nothing was measured."""
+        every = [(one.kind, level) for one in self.kinds for level in one.levels]
+        return min(every, key=lambda pair: pair[1].accuracy, default=None)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Corruptions:
         names = [one.kind for one in self.kinds]

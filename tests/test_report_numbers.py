@@ -135,6 +135,8 @@ def derived(result: AuditResult) -> Iterator[float]:
         yield from (gap / n, gap)
     yield from _sure(result, right)
     yield from _weights(result)
+    for one in result.corruptions.kinds if result.corruptions else ():
+        yield statistics.mean(level.accuracy for level in one.levels)
     if result.explanation is not None:
         yield 0.02  # the tolerance of completeness
         yield 0.5  # from which on a map counts as alike

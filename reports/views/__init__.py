@@ -18,6 +18,13 @@ from robustann.reports.views.classes import (
 )
 from robustann.reports.views.comparing import MARKS, Entry, side_by_side
 from robustann.reports.views.confidence import CONFIDENCES, Calibration, Sure, calibration, sure
+from robustann.reports.views.corruptions import (
+    SEVERITIES,
+    CorruptionCell,
+    CorruptionRow,
+    corrupted,
+    corruption_rows,
+)
 from robustann.reports.views.counts import broken, correct, distance, in_255ths
 from robustann.reports.views.explanations import (
     DriftGroup,
@@ -54,12 +61,15 @@ __all__ = [
     "MARKS",
     "MATRIX_LIMIT",
     "METHODS",
+    "SEVERITIES",
     "SHADES",
     "VERDICTS",
     "VERDICT_RULES",
     "Advice",
     "Calibration",
     "ClassRow",
+    "CorruptionCell",
+    "CorruptionRow",
     "DriftGroup",
     "Entry",
     "Flip",
@@ -77,6 +87,8 @@ __all__ = [
     "calibration",
     "classes",
     "correct",
+    "corrupted",
+    "corruption_rows",
     "crossed",
     "distance",
     "drift_groups",

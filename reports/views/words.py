@@ -46,6 +46,19 @@ DEFINITIONS: dict[str, str] = {
         "Not an attack but a yardstick: random noise in the same threat model. An attack that "
         "does not beat it has found nothing."
     ),
+    "common corruptions": (
+        "Gaussian noise and blur, brightness, contrast and JPEG at five severities (Hendrycks and "
+        "Dietterich 2019). Nobody chooses them to fool the model, and they keep within no eps: a "
+        "control beside the attacks, never part of the worst case."
+    ),
+    "severity": (
+        "How strong a corruption is, from 1 to 5, with the published parameters: of CIFAR-10-C for "
+        "images of up to 64 pixels, of ImageNet-C for larger ones."
+    ),
+    "mean corruption accuracy": (
+        "Accuracy averaged over severities and, where it stands for all, over corruptions, each "
+        "with the same weight."
+    ),
     "Spearman": (
         "Rank correlation between two attribution maps: 1 is the same order of pixels, 0 is no "
         "relation."

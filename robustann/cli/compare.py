@@ -44,10 +44,16 @@ def compare(results: tuple[Path, ...], out: Path, quiet: bool) -> None:
     if quiet:
         return
     comparison = paired(found)
-    for one in comparison.entries:
+    means = [
+        None if one.result.corruptions is None else one.result.corruptions.mean_accuracy
+        for one in comparison.entries
+    ]
+    for one, mean in zip(comparison.entries, means, strict=True):
+        # One alone compares with nothing.
+        corrupted = "" if None in means else f", under corruptions {share(mean or 0.0)}"
         click.echo(
             f"{one.letter} {one.name}: robust accuracy {share(one.result.robust_accuracy)}, clean "
-            f"{share(one.result.clean_accuracy)}"
+            f"{share(one.result.clean_accuracy)}{corrupted}"
         )
     for pair in comparison.pairs:
         low, high = pair.robust.interval.low, pair.robust.interval.high

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from robustann.cli.options import share
 
 if TYPE_CHECKING:
-    from robustann.results import AuditResult, Weights
+    from robustann.results import AuditResult, Corruptions, Weights
 
 
 def _certified(result: AuditResult) -> list[str]:
@@ -47,6 +47,8 @@ def verdict(result: AuditResult) -> str:
         of = f"{rate} of {attack.attempted}"
         cost = (attack.forwards + attack.backwards) / max(attack.attempted, 1)
         lines.append(f"{name:{width}} {share(attack.scores.accuracy):>9} {of:>20} {cost:>13.1f}")
+    if result.corruptions is not None:
+        lines += ["", *_corruptions(result.corruptions)]
     if result.weights is not None:
         lines += ["", *_weights(result.weights)]
     open_questions = unresolved(result.findings)
@@ -61,6 +63,19 @@ def verdict(result: AuditResult) -> str:
         made = sum(finding.verdict != "not run" for finding in result.findings)
         lines += ["", f"{made} checks of the evaluation itself found nothing against it"]
     return "\n".join([*lines, ""])
+
+
+def _corruptions(found: Corruptions) -> list[str]:
+    """What happens where nobody attacks, and what could not be measured."""
+    lines = []
+    if found.mean_accuracy is not None and found.worst is not None:
+        kind, level = found.worst
+        lines.append(
+            f"corruptions (control, no attacker): accuracy {share(found.mean_accuracy)} in the "
+            f"mean, {share(level.accuracy)} under the worst, {kind.replace('_', ' ')} at severity "
+            f"{level.severity}"
+        )
+    return [*lines, *(f"corruption not measured: {reason}" for reason in found.not_measured)]
 
 
 def _weights(weights: Weights) -> list[str]:
