@@ -45,17 +45,27 @@ class DataError(RobustannError, ValueError):
 
 
 class ModelError(RobustannError):
-    """The model cannot be used: a damaged file, a mismatch with the data, no gradients."""
+    """The model cannot be used: weights that do not fit, a mismatch with the data, no gradients."""
 
 
 class RefusedError(RobustannError):
-    """A model is refused: it is not the one that was sealed, or nothing vouches that it is.
+    """A model is refused: it could run code, or it is not the one that was sealed or pinned.
 
     >>> RefusedError("altered").exit_code
     4
     """
 
     exit_code: ClassVar[int] = 4
+
+
+class DamagedError(RefusedError, ModelError):
+    """A model file is refused because it is damaged, cut off, or holds no weights.
+
+    Such a file may have been made to harm its reader, so it ends as one that could run code.
+
+    >>> DamagedError("cut off").exit_code, isinstance(DamagedError("cut off"), ModelError)
+    (4, True)
+    """
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

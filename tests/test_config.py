@@ -253,7 +253,9 @@ def test_exit_code_2_and_3_and_4(run, write, tmp_path, model_file):
     damaged.write_bytes(model_file.read_bytes()[:-1])
     damaged.with_suffix(".json").write_text(model_file.with_suffix(".json").read_text())
     path = write(TWO)
-    assert run("audit", "--config", path, "--model", damaged)[0] == 3
+    assert run("audit", "--config", path, "--model", damaged)[0] == 4
+    (tmp_path / "images.npz").write_text("none")
+    assert run("audit", "--config", path, "--data", f"npz:{tmp_path / 'images.npz'}")[0] == 3
     write('[data]\nname = "mine:make"')
     assert run("audit", "--config", path)[0] == 4
 

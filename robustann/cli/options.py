@@ -88,7 +88,8 @@ def _model_options(model_help: str, arch_help: str) -> Callable[[F], F]:
                      "it.  [default: what the model carries, else that of the images]"),
         click.option("--model-sha256", metavar="HEX", help="Refuse a file with another SHA-256."),
         click.option("--allow-code-execution", is_flag=True,
-                     help="Open TorchScript and .pt2 files, which can run code on this machine."),
+                     help="Open TorchScript and .pt2 files, which can run code on this machine; "
+                     "in an audit, run the code that a --config names too."),
         _requested,
     )  # fmt: skip
 

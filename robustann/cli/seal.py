@@ -15,7 +15,7 @@ key_option = click.option(
     "--key-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A secret of 16 bytes or more, which signs the manifest.  [default: no signature]",
+    help="The secret that the manifest is signed with, 16 bytes or more.  [default: none]",
 )
 
 

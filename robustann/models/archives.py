@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 
-from robustann.errors import ModelError, RefusedError
+from robustann.errors import DamagedError, RefusedError
 from robustann.models.shown import shown
 
 _MAX_ENTRIES = 100_000
@@ -57,7 +57,7 @@ class Archive:
             max_bytes: of all entries together, unpacked.
 
         Raises:
-            ModelError: it is damaged.
+            DamagedError: it is damaged.
             RefusedError: two readers could see two things in it (names twice, entries that
                 overlap or are named otherwise in the directory), or it would unpack to more than
                 is allowed, or outside its folder.
@@ -80,7 +80,7 @@ class Archive:
         """The unpacked bytes of an entry.
 
         Raises:
-            ModelError: they do not fit their checksum.
+            DamagedError: they do not fit their checksum.
         """
         entry = self.entries[name]
         try:
@@ -97,7 +97,7 @@ class Archive:
         """Compare every entry with its checksum.
 
         Raises:
-            ModelError: one does not fit.
+            DamagedError: one does not fit.
         """
         for name in self.entries:
             self.read(name)
@@ -107,12 +107,12 @@ def open_archive(content: bytes, where: str) -> zipfile.ZipFile:
     """A zip archive in memory as it stands, nothing judged.
 
     Raises:
-        ModelError: its directory cannot be read.
+        DamagedError: its directory cannot be read.
         RefusedError: its directory would not fit into memory.
 
     >>> open_archive(b"PK", "'a.zip'")
     Traceback (most recent call last):
-    robustann.errors.ModelError: expected a whole zip archive (as torch.save writes) in 'a.zip', ...
+    robustann.errors.DamagedError: expected a whole zip archive (as torch.save writes) ...
     """
     # By chance the mark comes once in four billion bytes.
     if content.count(_ENTRY_MARK) > 2 * _MAX_ENTRIES:
@@ -126,8 +126,8 @@ def open_archive(content: bytes, where: str) -> zipfile.ZipFile:
         raise _damaged(where, f"{error!s:.200}") from error
 
 
-def _damaged(where: str, why: str) -> ModelError:
-    return ModelError(
+def _damaged(where: str, why: str) -> DamagedError:
+    return DamagedError(
         f"expected a whole zip archive (as torch.save writes) in {where}, reading it failed: "
         f"{why}; it was cut off or damaged. Copy the file again"
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robustann.errors import ModelError, RefusedError, RobustannError
+from robustann.errors import DamagedError, RefusedError, RobustannError
 from robustann.models.archives import UNREADABLE, Archive, open_archive
 from robustann.models.layout import Layout
 from robustann.models.onnx_facts import OnnxFacts, onnx_facts
@@ -199,11 +199,11 @@ class _Found:
 def _look_into_zip(content: bytes, place: str, found: _Found, depth: int, max_bytes: int) -> None:
     try:
         Archive.of(content, "it", max_bytes)
+    except DamagedError:
+        return  # told by the refusal
     except RefusedError as error:
         if place:
             found.notes.append(f"{shown(place)}: {error}")
-    except ModelError:
-        return  # told by the refusal
     try:
         opened = open_archive(content, "it")
     except RefusedError:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
 from robustann import files
-from robustann.errors import ModelError, UsageError
+from robustann.errors import DamagedError, ModelError, UsageError
 from robustann.models.classifier import ImageClassifier, ModelSpec, Origin
 from robustann.models.fitting import align, check_finite, check_state, count_classes
 from robustann.models.registry import (
@@ -166,7 +166,8 @@ def load_model(
             are missing or are not what the file says.
         RefusedError: the file could run code, is of a kind that is not read, exceeds a limit, or
             is another one than was pinned.
-        ModelError: damage, weights that do not fit or are not finite.
+        DamagedError: it is damaged, or not the file that the one beside it states.
+        ModelError: weights that do not fit or are not finite.
 
     >>> load_model("nowhere.safetensors")
     Traceback (most recent call last):
@@ -192,7 +193,7 @@ def _load_saved(
     sidecar = _read_sidecar(source)
     spec = sidecar.model
     if weights.sha256 != sidecar.sha256:
-        raise ModelError(
+        raise DamagedError(
             f"expected '{source}' to have the SHA-256 {sidecar.sha256[:16]}... that "
             f"'{sidecar_path(source)}' states, got {weights.sha256[:16]}...; the file is damaged, "
             "or the two do not belong together. Copy both again"
@@ -332,7 +333,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> Sidecar:
 
     Raises:
         UsageError: there is none.
-        ModelError: it is damaged.
+        DamagedError: it is damaged.
 
     >>> read_sidecar("nowhere.safetensors")
     Traceback (most recent call last):
@@ -360,7 +361,7 @@ def _read_sidecar(source: Path) -> Sidecar:
             "shape (--arch)"
         )
     if path.stat().st_size > _MAX_SIDECAR:
-        raise ModelError(
+        raise DamagedError(
             f"expected '{path}' to be at most {_MAX_SIDECAR} bytes, "
             f"got {path.stat().st_size}; it is no sidecar of a model"
         )
@@ -369,7 +370,7 @@ def _read_sidecar(source: Path) -> Sidecar:
     try:
         version = json.loads(text)["schema_version"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ModelError(
+        raise DamagedError(
             f"expected JSON with a schema_version in '{path}', reading it failed with "
             f"{type(error).__name__}: {error}; copy it again"
         ) from error
@@ -381,7 +382,7 @@ def _read_sidecar(source: Path) -> Sidecar:
     try:
         return Sidecar.model_validate_json(text)
     except ValidationError as error:
-        raise ModelError(f"'{path}' is damaged: {first_problem(error)}; copy it again") from error
+        raise DamagedError(f"'{path}' is damaged: {first_problem(error)}; copy it again") from error
 
 
 def _expected(spec: ModelSpec, source: Path) -> dict[str, Tensor]:

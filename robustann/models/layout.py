@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from robustann.errors import ModelError, RefusedError
+from robustann.errors import DamagedError, RefusedError
 from robustann.models.shown import shown
 
 _LENGTH = 8
@@ -76,7 +76,7 @@ class Layout:
         """Read the header of a whole file.
 
         Raises:
-            ModelError: it is none, or does not fit the bytes after it.
+            DamagedError: it is none, or does not fit the bytes after it.
             RefusedError: it says something twice.
         """
         length = int.from_bytes(content[:_LENGTH], "little")
@@ -91,7 +91,7 @@ class Layout:
             tensors = {str(name): _entry(facts) for name, facts in header.items()}
             _check(tensors, len(content) - start)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ModelError(
+            raise DamagedError(
                 f"expected a whole safetensors file, its header is damaged "
                 f"({type(error).__name__}: {error!s:.200}); copy it again"
             ) from error

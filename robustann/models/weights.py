@@ -1,8 +1,9 @@
 """Tensors from a file that a stranger may have made, without running anything in it.
 
-The rule of the exit codes: 4 (:class:`~robustann.errors.RefusedError`) for what could run code, is
-of a kind that is not read, exceeds a limit, could mean two things, or is not the file that was
-pinned; 3 (:class:`~robustann.errors.ModelError`) for what is merely damaged or does not fit.
+The rule of the exit codes: 4 (:class:`~robustann.errors.RefusedError`) for a file that could run
+code, is of a kind that is not read, exceeds a limit, could mean two things, is not the one that was
+pinned, is damaged or holds no weights; 3 (:class:`~robustann.errors.ModelError`) for weights that
+do not fit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustann.errors import ModelError, RefusedError, UsageError
+from robustann.errors import DamagedError, RefusedError, UsageError
 from robustann.models.archives import Archive
 from robustann.models.layout import Layout
 from robustann.models.pickles import Budget, Pickle, scan_pickle
@@ -47,8 +48,8 @@ _OFF = ("", "0", "n", "no", "false", "off")
 _CONVERT = (
     "robustann reads no format that can run code when it is opened. Where you trust the file, "
     "best in a container without network, run\n"
-    "  model = torch.load(FILE, map_location='cpu', weights_only=False)\n"
-    "  safetensors.torch.save_file(model.state_dict(), 'model.safetensors')\n"
+    "  found = torch.load(FILE, map_location='cpu', weights_only=False)\n"
+    "  torch.save(found.state_dict(), 'weights.pt')  # of a dict: found['state_dict'], or its key\n"
     "and give robustann the result with its architecture; or ask the file's maker for safetensors"
 )
 _UNLOADABLE = (
@@ -93,7 +94,7 @@ def read_weights(
         UsageError: there is no such file, or it cannot be read.
         RefusedError: it could run code, is of a kind that is not read, exceeds a limit, or its
             hash is another one.
-        ModelError: it is damaged, or holds something else than tensors.
+        DamagedError: it is damaged, or holds something else than tensors.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +197,7 @@ def parse_weights(
     elif kind is Kind.PICKLE:
         raise _refuse_globals(scan_pickle(content), kind, where)
     elif kind in (Kind.EMPTY, Kind.TEXT, Kind.LFS_POINTER, Kind.UNKNOWN):
-        raise ModelError(
+        raise DamagedError(
             f"expected a safetensors file or a PyTorch checkpoint in {where}, got {kind.words}; "
             f"{_UNLOADABLE}"
         )
@@ -219,7 +220,7 @@ def read_checkpoint(content: bytes, where: str = "the file", *, max_bytes: int =
 
     Raises:
         RefusedError: it names anything beyond tensors, or is another kind of file.
-        ModelError: it is damaged.
+        DamagedError: it is damaged.
 
     >>> stream = io.BytesIO()
     >>> torch.save({"epoch": 3}, stream)
@@ -247,7 +248,7 @@ def read_checkpoint(content: bytes, where: str = "the file", *, max_bytes: int =
         ) from error
     # Damaged structures raise nearly anything; they were built from plain data alone.
     except Exception as error:
-        raise ModelError(
+        raise DamagedError(
             f"expected a whole PyTorch checkpoint in {where}, reading it failed with "
             f"{type(error).__name__}: {_first_line(error)}; it is damaged. Copy it again"
         ) from error
@@ -287,7 +288,7 @@ def _read_safetensors(content: bytes, where: str) -> dict[str, Tensor]:
             "you trust it"
         )
     if 8 + length > len(content):
-        raise ModelError(
+        raise DamagedError(
             f"expected a whole safetensors file in {where}, got {len(content)} bytes, where its "
             f"header alone takes {8 + length}; it was cut off. Copy it again"
         )
@@ -295,12 +296,12 @@ def _read_safetensors(content: bytes, where: str) -> dict[str, Tensor]:
         layout = Layout.of(content)
         _check_names(layout.tensors, where)
         tensors = dict(load(content))
-    except (ModelError, RefusedError) as error:
+    except RefusedError as error:
         raise type(error)(f"{where}: {error}") from error
     # Damaged headers raise ValueError, KeyError and more beside its own class.
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError,
             RecursionError) as error:  # fmt: skip
-        raise ModelError(
+        raise DamagedError(
             f"expected a whole safetensors file in {where}, reading it failed with "
             f"{type(error).__name__}: {_first_line(error)}; copy it again"
         ) from error
@@ -326,7 +327,7 @@ def _read_torch(
 ) -> tuple[dict[str, Tensor], list[str]]:
     found = read_checkpoint(content, where, max_bytes=max_bytes)
     if not isinstance(found, Mapping):
-        raise ModelError(
+        raise DamagedError(
             f"expected a dict of tensors in {where}, got {_kind_of(found)}; save the model's "
             "state_dict()"
         )
@@ -343,7 +344,7 @@ def _read_torch(
             break
     tensors = _flatten(found, where)
     if not tensors:
-        raise ModelError(f"expected tensors in {where}, got none; save the model's state_dict()")
+        raise DamagedError(f"expected tensors in {where}, got none; save the model's state_dict()")
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > max_bytes:
         raise RefusedError(
@@ -377,7 +378,7 @@ def _flatten(tree: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
         if entries > _MAX_TENSORS:
             raise RefusedError(f"{where} is refused: it holds more than {_MAX_TENSORS} tensors")
         if not isinstance(key, str):
-            raise ModelError(
+            raise DamagedError(
                 f"expected names of tensors as text in {where}, got {_kind_of(key)}; save the "
                 "model's state_dict()"
             )
@@ -395,14 +396,14 @@ def _flatten(tree: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
                 )
             below.append((f"{name}.", iter(value.items())))
         elif name in tensors:
-            raise ModelError(
+            raise DamagedError(
                 f"expected each name of a tensor once in {where}, got '{shown(name)}' twice; save "
                 "the model's state_dict()"
             )
         elif isinstance(value, Tensor):
             tensors[name] = _plain(value, name, where)
         else:
-            raise ModelError(
+            raise DamagedError(
                 f"expected nothing but tensors in {where}, got {_kind_of(value)} under "
                 f"'{shown(name)}'; save the model's state_dict()"
             )
@@ -414,7 +415,7 @@ def _plain(tensor: Tensor, name: str, where: str) -> Tensor:
     """The tensor without gradient; refused where it is no array of numbers that lie in memory."""
     plain = tensor.detach()
     if plain.layout is not torch.strided or plain.is_quantized or plain.device.type != "cpu":
-        raise ModelError(
+        raise DamagedError(
             f"expected plain tensors in {where}, got a {plain.layout} one on {plain.device} under "
             f"'{shown(name)}'; convert it with to_dense() or dequantize()"
         )
@@ -476,7 +477,7 @@ def _check_pickle(found: Pickle, kind: Kind, where: str) -> None:
     if found.beyond_tensors:
         raise _refuse_globals(found, kind, where)
     if found.fault is not None:
-        raise ModelError(
+        raise DamagedError(
             f"expected a whole PyTorch checkpoint in {where}, its pickle cannot be read to the "
             f"end ({shown(found.fault)}); it was cut off or damaged. Copy it again"
         )

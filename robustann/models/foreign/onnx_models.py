@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustann.errors import ModelError, RefusedError, UsageError
+from robustann.errors import DamagedError, ModelError, RefusedError, UsageError
 from robustann.extras import need
 from robustann.models.foreign.adapters import Carried, FixedBatch, Network
 from robustann.models.onnx_facts import onnx_facts
@@ -94,7 +94,8 @@ def open_onnx(path: Path, content: bytes, sha256: str | None = None) -> Network:
     Raises:
         UsageError: onnx or onnxruntime is not installed.
         RefusedError: it refers to data outside its folder, or is not what was pinned.
-        ModelError: it is damaged, or no image classifier.
+        DamagedError: it is damaged.
+        ModelError: it is no image classifier.
     """
     onnx = need("onnx", "onnx")
     need("onnx.version_converter", "onnx")
@@ -105,7 +106,7 @@ def open_onnx(path: Path, content: bytes, sha256: str | None = None) -> Network:
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:
-        raise ModelError(
+        raise DamagedError(
             f"expected an ONNX file in '{path}', reading it failed with {type(error).__name__}: "
             f"{str(error)[:200]}; copy it again"
         ) from error
@@ -245,7 +246,7 @@ def _bring_inside(onnx: Any, model: Any, path: Path, sha: Any) -> list[str]:
         except ValueError:
             offset, length = -1, -1
         if not 0 <= offset <= offset + length <= len(data):
-            raise ModelError(
+            raise DamagedError(
                 f"'{path}' asks for bytes of '{location}' that are not there; copy both again"
             )
         tensor.raw_data = data[offset : offset + length]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from robustann.errors import ModelError, RefusedError, UsageError, unknown_name
+from robustann.errors import DamagedError, ModelError, RefusedError, UsageError, unknown_name
 from robustann.extras import need
 from robustann.models.foreign.adapters import Carried
 from robustann.models.sniffing import read_once
@@ -127,12 +127,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
-        raise ModelError(
+        raise DamagedError(
             f"expected JSON in '{path}', reading it failed with {type(error).__name__}: {error}; "
             "copy it again"
         ) from error
     if not isinstance(values, dict):
-        raise ModelError(f"expected a JSON object in '{path}', got a {type(values).__name__}")
+        raise DamagedError(f"expected a JSON object in '{path}', got a {type(values).__name__}")
     return values
 
 
