@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from made_up import corruptions, make_result, part_of, with_changes
 
 from robustann.cli.main import cli
 from robustann.cli.verdict import verdict
+from robustann.outputs import Audited, conclude, model_card
 from robustann.reports import render, render_comparison, views
 from robustann.reports.filters import NOTHING, interval, percent
 from robustann.results import AuditResult
@@ -103,3 +105,20 @@ def test_a_comparison_shows_the_means_where_both_have_one(tmp_path: Path, both: 
         assert line[:3] == [letter, "200", percent(result.clean_accuracy)]
         assert line[3].startswith(mean)
         assert f"{100 * (result.corruptions.mean_accuracy or 0):.1f}" in told.output
+
+
+def test_the_model_card_tells_each_corruption_and_bears_a_hostile_name() -> None:
+    def card(result: AuditResult) -> str:
+        one = Audited("linf-8-255", "linf 8/255", "out", result, "", 0)
+        return model_card(conclude([one], source="audit.toml", model="model", data="data"))
+
+    bad = "<b>[x](//evil) `code`\n\n# Heading"
+    found = corruptions(200, "gaussian_blur", bad, missing=bad)
+    text = card(make_result(corruptions=found))
+    one = found.kinds[0]
+    worst = min(level.accuracy for level in one.levels)
+    said = f"{100 * one.mean_accuracy:.1f} % in the mean over severities, {100 * worst:.1f} % at"
+    assert f"- gaussian blur: {said} worst" in text.replace("\\", "")
+    assert "\n# Heading" not in text
+    assert not re.search(r"(?<!\\)[<`]|(?<!\\)\]\(", text)
+    assert "corruptions" not in card(make_result(corruptions=None))

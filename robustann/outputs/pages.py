@@ -58,6 +58,7 @@ def model_card(verdict: Verdict) -> str:
     ]
     if finished:
         parts += ["### Classes", *_classes(finished)]
+        parts += _corruptions([result for _, result in finished])
         parts += _weights([result for _, result in finished])
     parts += ["## Can the evaluation be believed?", *_doubts(verdict.audits)]
     for one, result in finished:
@@ -151,6 +152,19 @@ def _classes(finished: Sequence[tuple[Audited, AuditResult]]) -> list[str]:
     return tables + (
         [f"The worst {_MOST_CLASSES}; {more} more are in results.json."] if more else []
     )
+
+
+def _corruptions(results: Sequence[AuditResult]) -> list[str]:
+    found = next((one.corruptions for one in results if one.corruptions is not None), None)
+    if found is None:
+        return []
+    lines = [f"- Not measured: {markdown(reason)}" for reason in found.not_measured]
+    lines += [
+        f"- {markdown(one.kind.replace('_', ' '))}: {percent(one.mean_accuracy)} in the mean over "
+        f"severities, {percent(min(level.accuracy for level in one.levels))} at worst"
+        for one in found.kinds
+    ]
+    return ["### Accuracy under common corruptions, without an attacker", "\n".join(lines)]
 
 
 def _weights(results: Sequence[AuditResult]) -> list[str]:
