@@ -19,7 +19,15 @@ from robustann.findings import Finding, unresolved
 from robustann.results import AttackOutcome, AttackSamples, CurvePoint, Interval, Scores
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
-from robustann.trust import CHECKS, combine, diagnose, probe, review, surrogate_agrees
+from robustann.trust import (
+    CHECKS,
+    combine,
+    diagnose,
+    losses_used,
+    probe,
+    review,
+    surrogate_agrees,
+)
 from robustann.trust.checks import conclude, not_run
 from robustann.trust.reviewing import (
     black_box,
@@ -510,6 +518,26 @@ def test_cross_entropy_against_margin() -> None:
     assert "cross-entropy breaks 40.0%" in compare_losses(share(40), share(60)).explanation
 
 
+def test_the_better_loss_is_the_remedy_where_it_was_used() -> None:
+    few, many = share(40), share(60)
+    assert compare_losses(few, many, {"margin"}).remedy
+    assert compare_losses(many, few, {"ce"}).remedy
+    assert compare_losses(few, many, {"ce"}).remedy is None
+    assert compare_losses(many, few, {"margin"}).remedy is None
+    assert compare_losses(few, few, {"ce", "margin"}).remedy is None
+    # Both ran on the same samples: the worst case counts the better one.
+    both = [
+        outcome("pgd", few, steps=20, loss="ce"),
+        outcome("pgd", many, steps=20, loss="margin"),
+    ]
+    found = review(both, chance=0.1, widest=1.0)
+    assert unresolved(one for one in found if one.check == "loss-choice") == ()
+    assert losses_used(both) == {"ce", "margin"}
+    idle = outcome("mm", share(0), tried=[False] * 100)
+    assert losses_used([idle, outcome("apgd", few, loss="dlr")]) == {"margin"}
+    assert losses_used([outcome("fgsm", few, loss="ce")]) == losses_used([idle]) == frozenset()
+
+
 def test_success_still_climbing() -> None:
     def case(added: int, rounds: int = 3) -> str:
         stages = [outcome("mm", share(50), added=10) for _ in range(rounds - 1)]
@@ -577,7 +605,7 @@ def test_a_remedy_makes_a_failure_bearable() -> None:
     assert unresolved([bad.remedied("Margin losses were used.")]) == ()
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1e3])
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e-4, 1e3])
 def test_the_scale_of_the_logits_is_no_fault_of_the_gradient(
     scale: float, undefended: nn.Module, digits: ra.ImageData
 ) -> None:
@@ -588,5 +616,33 @@ def test_the_scale_of_the_logits_is_no_fault_of_the_gradient(
     x, labels = some(digits)
     make: Callable[[], nn.Module] = Scaled
     expected = {"saturated-loss"} if scale > 1 else set()
-    assert failed(diagnose(make(), x, labels, LINF).findings) == expected
+    found = diagnose(make(), x, labels, LINF).findings
+    assert failed(found) == expected
+    assert "not run" not in {one.verdict for one in found}
     assert "saturated-loss" in failed(diagnose(Saturated(undefended), x, labels, LINF).findings)
+
+
+def test_tiny_logits_do_not_hide_a_wrong_gradient(
+    undefended: nn.Module, digits: ra.ImageData
+) -> None:
+    wrong = ZOO["quantised, straight through"].make(undefended)
+
+    class Tiny(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e-12 * wrong(x)
+
+    x, labels = some(digits)
+    assert "gradient-mismatch" in failed(diagnose(Tiny(), x, labels, LINF).findings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_probabilities_in_half_precision_are_probabilities(
+    dtype: torch.dtype, undefended: nn.Module, digits: ra.ImageData
+) -> None:
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = undefended(x).softmax(1)
+            return answer.to(dtype)
+
+    x, labels = some(digits)
+    assert "softmax-output" in failed(diagnose(Halved(), x, labels, LINF).findings)

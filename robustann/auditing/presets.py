@@ -148,7 +148,8 @@ PRESETS: Mapping[str, Preset] = {
         explained=128,
     ),
     "autoattack": Preset(
-        description="AutoAttack 'standard' as published: APGD-CE, targeted APGD-DLR, FAB-T, Square",
+        description="AutoAttack 'standard' as published for linf and l2: APGD-CE, targeted "
+        "APGD-DLR, FAB-T, Square",
         stages=(
             Stage(APGD()),
             *(Stage(APGD(loss="dlr", targets=target)) for target in range(1, 10)),

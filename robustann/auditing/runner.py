@@ -45,7 +45,7 @@ from robustann.findings import Finding
 from robustann.models import tensor_digest
 from robustann.results import AuditResult, Execution, Explanation, Provenance
 from robustann.rng import SampleRandom
-from robustann.trust import budget_cut, combine, diagnose, probe, review
+from robustann.trust import budget_cut, combine, diagnose, losses_used, probe, review
 
 # Which samples are audited and explained must not hang on the seed of the attacks.
 _SELECTION_SEED = 20_240_229
@@ -591,6 +591,7 @@ class Audit:
             random=SampleRandom.create(self.config.seed, sample).fork("probe"),
             draws=made.draws,
             gradients=made.gradients,
+            losses=losses_used(result.attacks),
         )
         budget = result.provenance.config.get("budget")
         limited = isinstance(budget, int)

@@ -3,7 +3,7 @@
 from robustann.trust.checks import CHECKS, Check, combine
 from robustann.trust.diagnosis import Diagnosis, diagnose
 from robustann.trust.probing import Probed, probe
-from robustann.trust.reviewing import budget_cut, review, surrogate_agrees
+from robustann.trust.reviewing import budget_cut, losses_used, review, surrogate_agrees
 
 __all__ = [
     "CHECKS",
@@ -13,6 +13,7 @@ __all__ = [
     "budget_cut",
     "combine",
     "diagnose",
+    "losses_used",
     "probe",
     "review",
     "surrogate_agrees",

@@ -34,6 +34,8 @@ _FINE, _FINE_SINGLE, _COARSE = 1e-7, 2.0**-10, (2.0**-10, 2.0**-8)
 # The images leave the ends of the range (where models may clip) and the grid of grey levels
 # (where pooling has ties) by up to this much.
 _INWARDS = 2.0**-5
+# Logits of a smaller spread are looked at magnified.
+_TINY = 1e-2
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ class _Subject:
         self.model = model
         self.seed = seed
         self.propagations = 0
+        # Of the logits in the loss.
+        self.scale = 1.0
 
     def logits(self, x: Tensor, *, reseed: bool = True) -> Tensor:
         if reseed:
@@ -158,7 +162,7 @@ class _Subject:
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(self.logits(x), labels)
+        return cross_entropy(self.scale * self.logits(x), labels)
 
 
 def _correct(model: nn.Module, x: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, int]:
@@ -300,7 +304,8 @@ def _training_mode(
 
 def _simplex(rows: Tensor) -> bool:
     sums = rows.sum(1)
-    return rows.shape[1] > 1 and bool((rows >= 0).all() & ((sums - 1).abs() < 1e-4).all())
+    # Half precision and rounded probabilities miss 1 by some thousandths.
+    return rows.shape[1] > 1 and bool((rows >= 0).all() & ((sums - 1).abs() < 0.01).all())
 
 
 def _softmax_output(logits: Tensor) -> Finding:
@@ -457,13 +462,19 @@ def _finite_differences(
     coarse = _COARSE[1] * span
     if threat.norm == "linf":
         coarse = min(max(threat.eps / 8, _COARSE[0] * span), coarse)
+    with torch.no_grad():
+        logits = observed.logits(point)
+    spread = float((logits.amax(1) - logits.amin(1)).median())
+    if 0 < spread < _TINY:
+        # The loss of tiny logits is near log(classes - 1), and rounding all that would be seen.
+        observed.scale = 1 / spread
     slope, _ = _gradient(observed, point, labels)
     findings = [not_run(name, "No image has a gradient to compare.") for name in names]
     usable = torch.zeros_like(labels, dtype=torch.bool)
     if slope is not None:
         length = slope.flatten(1).norm(dim=1)
         with torch.no_grad():
-            size = observed.logits(point).abs().amax(1)
+            size = observed.scale * observed.logits(point).abs().amax(1)
         # What rounding alone puts into the finest quotient must stay small beside the gradient.
         rounding = torch.finfo(size.dtype).eps * size / fine
         usable = length.isfinite() & (length > 0) & (rounding < 0.05 * length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,6 +73,7 @@ def probe(
     queries: int = 200,
     draws: int = 1,
     gradients: bool = True,
+    losses: Collection[str] = (),
 ) -> Probed:
     """Run small experiments that a working attack passes, on a few images.
 
@@ -89,6 +90,8 @@ def probe(
         queries: of the random search from scratch that gradient attacks are held against.
         draws: forwards averaged for each answer of a randomised model.
         gradients: False where the model is known to have none: only the random search runs.
+        losses: those of ``ce`` and ``margin`` that the audit's own attacks climb: where one of the
+            two fails, the other is the remedy.
 
     Returns:
         The findings, and what they cost.
@@ -130,7 +133,7 @@ def probe(
     broken = torch.zeros(len(rows), dtype=torch.bool)
     findings = [not_run(name, "The model has no usable gradient.") for name in _GRADIENT_CHECKS]
     if gradients:
-        findings, broken = _gradient_checks(trial, clean, logits.shape[1], attack or MM())
+        findings, broken = _gradient_checks(trial, clean, logits.shape[1], attack or MM(), losses)
     findings = [*findings, _black_box(trial, broken, queries)]
     return Probed(tuple(findings), len(logits) + trial.propagations)
 
@@ -177,7 +180,7 @@ class _Trial:
 
 
 def _gradient_checks(
-    trial: _Trial, clean: Tensor, classes: int, main: MM | PGD
+    trial: _Trial, clean: Tensor, classes: int, main: MM | PGD, losses: Collection[str]
 ) -> tuple[list[Finding], Tensor]:
     """The findings about gradient attacks, and which images these broke."""
     count, threat = len(trial.x), trial.threat
@@ -195,7 +198,7 @@ def _gradient_checks(
         _noise(trial, ~broken),
         _rising(trial, main, short, min(2 * threat.eps, widest)),
         unbounded(float((~wide.success).double().mean()), count, 1 / classes),
-        compare_losses(by_ce.success.tolist(), by_margin.success.tolist()),
+        compare_losses(by_ce.success.tolist(), by_margin.success.tolist(), losses),
         twice_the_steps(long.success.tolist(), short.success.tolist(), main.steps),
         _incomplete(trial, base, by_margin, clean),
         _silent(trial, base, by_margin),

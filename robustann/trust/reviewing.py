@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from robustann.findings import Finding
@@ -19,6 +19,7 @@ _CLIMB = 40
 # Of all attacked samples, what a search from a gradient attack's images may add: it is part white
 # box, and on robust models adds a few points as a matter of course.
 _HYBRID = 0.1
+_LOSS_WORDS = {"ce": "cross-entropy", "margin": "the margin loss"}
 
 
 @dataclass(frozen=True)
@@ -307,26 +308,56 @@ def _unbounded(curve: Sequence[CurvePoint], chance: float, widest: float, n: int
     return not_run(name, "The curve ends before everything is allowed.")
 
 
-def loss_choice(ce: float, other: float, pair: Paired) -> Finding:
-    """The finding from the success of cross-entropy and margin; ``pair`` has the better first."""
+def loss_choice(ce: float, other: float, pair: Paired, used: Collection[str] = ()) -> Finding:
+    """The finding from the success of cross-entropy and margin; ``pair`` has the better first.
+
+    ``used`` names the losses (``ce``, ``margin``) that the audit's own attacks climb.
+    """
     name = "loss-choice"
+    better = "ce" if ce > other else "margin"
     seen = (
         f"On the same {pair.n} images, cross-entropy breaks {ce:.1%} and the margin loss "
         f"{other:.1%}."
     )
     return conclude(
-        name, pair.beats(CHECKS[name].threshold or 0.0), seen, value=pair.first - pair.second
+        name,
+        pair.beats(CHECKS[name].threshold or 0.0),
+        seen,
+        value=pair.first - pair.second,
+        remedy=f"Attacks of the audit climb the better of the two, {_LOSS_WORDS[better]}."
+        if better in used
+        else None,
     )
 
 
-def compare_losses(ce: Sequence[bool], margin: Sequence[bool]) -> Finding:
-    """Cross-entropy against margin on the same samples.
+def compare_losses(
+    ce: Sequence[bool], margin: Sequence[bool], used: Collection[str] = ()
+) -> Finding:
+    """Cross-entropy against margin on the same samples; ``used`` are the losses that the audit's
+    own attacks climb (:func:`losses_used`).
 
-    >>> compare_losses([False] * 20, [True] * 20).verdict
-    'fail'
+    >>> found = compare_losses([False] * 20, [True] * 20)
+    >>> found.verdict, found.remedy is None
+    ('fail', True)
+    >>> compare_losses([False] * 20, [True] * 20, {"margin"}).remedy
+    'Attacks of the audit climb the better of the two, the margin loss.'
     """
     forth, back = compare(ce, margin), compare(margin, ce)
-    return loss_choice(forth.first, forth.second, max(forth, back, key=lambda p: p.first))
+    return loss_choice(forth.first, forth.second, max(forth, back, key=lambda p: p.first), used)
+
+
+def losses_used(outcomes: Sequence[AttackOutcome]) -> frozenset[str]:
+    """Which of ``ce`` and ``margin`` the iterative gradient attacks of an audit climbed, on
+    samples that its other gradient attacks had not broken. DLR is a margin, free of scale.
+
+    >>> losses_used(())
+    frozenset()
+    """
+    ran = [one for one in _iterative(outcomes) if one.attempted]
+    named = {one.parameters.get("loss", "margin" if one.name == "mm" else None) for one in ran}
+    return frozenset(
+        {"margin" if name == "dlr" else str(name) for name in named} & {"ce", "margin"}
+    )
 
 
 def _loss_choice(outcomes: Sequence[AttackOutcome]) -> Finding:
@@ -340,6 +371,7 @@ def _loss_choice(outcomes: Sequence[AttackOutcome]) -> Finding:
                 return compare_losses(
                     [hit for hit, was in zip(ce.samples.success, tried, strict=True) if was],
                     [hit for hit, was in zip(other.samples.success, tried, strict=True) if was],
+                    losses_used((ce, other)),
                 )
     return not_run(
         "loss-choice", "No attack ran with cross-entropy and with margin on the same samples."
