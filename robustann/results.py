@@ -269,7 +269,8 @@ class MapQuality(_Value):
     and ``max_sensitivity`` (Yeh et al. 2019) are lower for better maps; infidelity is not defined
     for maps of a layer. For integrated gradients ``completeness_error`` is the largest gap to the
     difference of the logits, relative to the sum of |attribution|, after up to ``steps`` steps;
-    ``incomplete`` maps stayed above the tolerance.
+    ``incomplete`` maps stayed above the tolerance, or are empty where the logits differ. What only
+    empty maps would tell (no gradient) is None.
     """
 
     method: str

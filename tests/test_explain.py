@@ -220,6 +220,22 @@ def test_the_model_is_left_exactly_as_it_was(guard: Any) -> None:
     assert not cases.clean.requires_grad
 
 
+def test_maps_of_a_model_that_hides_its_gradient_are_not_praised() -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = linear(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last((8 * x).round() / 8)
+
+    saliency, integrated = explain(Rounded(), make_cases(), NAMES, 0).quality
+    assert (saliency.max_sensitivity, integrated.max_sensitivity) == (None, None)
+    # All maps are empty, the logits are not those of black: none is complete.
+    assert integrated.completeness_error is None
+    assert (integrated.incomplete or 0) >= integrated.n
+
+
 def test_the_model_is_restored_after_an_error() -> None:
     class Broken(SmallNet):
         def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +16,8 @@ IG_STEPS, IG_MOST = 32, 128
 # Completeness: how far the sum may be from the difference of the logits, relative to the sum of
 # |attribution|.
 IG_TOLERANCE = 0.02
+# A difference of logits above which an empty map is not complete.
+_RISE = 1e-4
 
 # What is computed on demand, beside what is computed always.
 More = Literal["input-x-gradient", "smoothgrad", "gradient-shap", "occlusion"]
@@ -49,13 +51,13 @@ class Method:
 
 @dataclass
 class Completeness:
-    """Whether attributions sum to the difference of the logits: worst error, most steps, and how
-    many maps stayed above the tolerance."""
+    """Whether attributions sum to the difference of the logits: worst error (None where all maps
+    are empty), most steps, and how many maps stayed above the tolerance. An empty map beside a
+    difference is one of them: the model hides its gradient."""
 
-    error: float = 0.0
+    error: float | None = None
     steps: int = IG_STEPS
     incomplete: int = 0
-    seen: list[int] = field(default_factory=list)
 
 
 def check_methods(names: Sequence[str]) -> tuple[str, ...]:
@@ -228,8 +230,10 @@ def _integrated(
         done = (maps.flatten(1).sum(1) - rise).abs()
         whole = maps.flatten(1).abs().sum(1)
         shown = whole > 1e-12
+        found.incomplete += int((~shown & (rise.abs() > _RISE)).sum())
         if bool(shown.any()):
-            found.error = max(found.error, float((done / whole.clamp_min(1e-12))[shown].max()))
+            worst = float((done / whole.clamp_min(1e-12))[shown].max())
+            found.error = worst if found.error is None else max(found.error, worst)
         return maps
 
     return attribute

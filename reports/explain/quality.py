@@ -48,7 +48,7 @@ def quality(
         n=len(x),
         reinitialised=_median(alike),
         infidelity=_infidelity(model, x, labels, trained, span) if method.of_pixels else None,
-        max_sensitivity=_sensitivity(method, x[few], labels[few], span),
+        max_sensitivity=_sensitivity(method, x[few], labels[few], trained[few], span),
     )
 
 
@@ -109,8 +109,16 @@ def _infidelity(
     return _median(found.detach().cpu().tolist())
 
 
-def _sensitivity(method: Method, x: Tensor, labels: Tensor, span: float) -> float | None:
+def _sensitivity(
+    method: Method, x: Tensor, labels: Tensor, maps: Tensor, span: float
+) -> float | None:
     from captum.metrics import sensitivity_max
+
+    # Of an empty map nothing can move: it is not the steadiest of all.
+    told = maps.flatten(1).abs().sum(1) > 0
+    if not bool(told.any()):
+        return None
+    x, labels = x[told], labels[told]
 
     def explained(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
         images = inputs if isinstance(inputs, Tensor) else inputs[0]

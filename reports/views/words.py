@@ -100,7 +100,7 @@ DEFINITIONS: dict[str, str] = {
     "completeness": (
         "Integrated gradients sum to the difference of the output between image and black. The "
         "largest gap, relative to the sum of |attribution|; with twice the steps where it is above "
-        "0.02."
+        "0.02. Maps that stay above it, or are empty although the output differs, are not complete."
     ),
     "paired difference": (
         "How many more of the same samples are right, in percentage points, with its 95 % interval "
