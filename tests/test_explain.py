@@ -510,7 +510,23 @@ def test_layer_gradcam_finds_a_layer_whatever_the_architecture() -> None:
     found = explain(vit, make_cases(3, (3, 16, 16)), NAMES, 0)
     assert [one.method for one in of_true_class(found)] == METHODS
     without = explain(linear(3), make_cases(3), NAMES, 0)
-    assert without.left_out == ("LayerGradCam: this model has no spatial layer that is used once",)
+    assert without.left_out == (
+        "LayerGradCam: this model has no spatial layer that sees each image once",
+    )
+
+
+def test_a_vote_under_noise_is_explained_without_maps_of_its_copies() -> None:
+    from robustann.certificates import Smoothed
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, len(NAMES))
+    )
+    vote = Smoothed(net.eval(), 0.25, draws=4)
+    assert spatial_layer(net, torch.rand(1, 3, 8, 8)) is net[1]
+    assert spatial_layer(vote, torch.rand(1, 3, 8, 8)) is None
+    found = explain(vote, make_cases(3), NAMES, 0)
+    assert "LayerGradCam" not in {one.method for one in of_true_class(found)}
 
 
 def test_a_path_leads_through_the_nearest_image_and_says_what_the_model_says() -> None:

@@ -180,7 +180,7 @@ def _gradcam(model: nn.Module, logits: Forward, example: Tensor) -> tuple[list[M
 
     layer = spatial_layer(model, example)
     if layer is None:
-        return [], ["LayerGradCam: this model has no spatial layer that is used once"]
+        return [], ["LayerGradCam: this model has no spatial layer that sees each image once"]
     gradcam = LayerGradCam(logits, layer)
 
     def by_gradcam(x: Tensor, target: Tensor) -> Tensor:
@@ -247,7 +247,8 @@ def spatial_layer(model: nn.Module, example: Tensor) -> nn.Module | None:
     """The last module after a convolution that runs once and yields maps of more than one pixel.
 
     Reused modules (a ReLU that a block calls twice) are left out: Captum could not tell their
-    calls apart.
+    calls apart. So are those that see several copies of an image at once, as under the noise of a
+    vote: which map is whose only the model knows.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten())
     >>> spatial_layer(net, torch.zeros(1, 1, 4, 4))
@@ -266,6 +267,7 @@ def spatial_layer(model: nn.Module, example: Tensor) -> nn.Module | None:
             and isinstance(output, Tensor)
             and output.dim() == 4
             and min(output.shape[2:]) > 1
+            and len(output) == len(example)
             and not isinstance(module, nn.Unfold)
         ):
             last.append(module)
