@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+import robustann as ra
+from robustann.cli.options import read_data
 from robustann.data import (
     DATASETS,
     Augmentation,
@@ -780,3 +782,51 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def _test_alone(kind: str, folder: Path) -> str:
+    """Six images that are a test part, and nothing else, as ``--data`` takes them."""
+    if kind in ("test", "val", "test and val"):
+        for part in kind.split(" and "):
+            _write_images(folder / part / "a", 3, 0)
+            _write_images(folder / part / "b", 3, 1)
+        return f"imagefolder:{folder}"
+    if kind == "npz":
+        images = np.random.default_rng(0).integers(0, 255, (6, 3, 8, 8), dtype=np.uint8)
+        np.savez(folder / "t.npz", test_images=images, test_labels=np.arange(6) % 2)
+        return f"npz:{folder / 't.npz'}"
+    _write_images(folder / "a", 6, 0)
+    names = sorted(path.name for path in (folder / "a").iterdir())
+    lines = [f"a/{name},{'xy'[place % 2]},test" for place, name in enumerate(names)]
+    (folder / "t.csv").write_text("\n".join(["path,label,split", *lines]))
+    return f"csv:{folder / 't.csv'}"
+
+
+@pytest.mark.parametrize("kind", ["test", "val", "test and val", "npz", "csv"])
+def test_a_test_part_alone_is_audited_whole_and_nothing_is_trained_on_it(
+    kind: str, tmp_path: Path
+) -> None:
+    data = load_data(_test_alone(kind, tmp_path))
+    assert data.test_part == "all"
+    assert len(data.test) == 6
+    assert torch.bincount(data.test.labels).tolist() == [3, 3]
+    assert data.to("cpu").test_part == "all"
+    with pytest.raises(DataError, match="a test part alone"):
+        ra.train("small-cnn", data, epochs=1)
+    threat = ra.ThreatModel("linf", 0.1)
+    for defenses in (["trades"], ["feature-squeezing"]):
+        with pytest.raises(DataError, match="a test part alone"):
+            ra.harden(torch.nn.Flatten(), data, threat, defenses)
+
+
+def test_a_cut_test_part_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write_images(tmp_path / "a", 6, 0)
+    _write_images(tmp_path / "b", 4, 1)
+    assert load_data(f"imagefolder:{tmp_path}").test_part == "cut"
+    read_data(f"imagefolder:{tmp_path}", None, False, None, False)
+    assert "2 of its 10 images were set aside" in capsys.readouterr().err
+    read_data(f"imagefolder:{tmp_path}", None, False, None, True)
+    read_data("digits", None, False, None, False)
+    assert not capsys.readouterr().err

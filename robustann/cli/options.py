@@ -142,7 +142,7 @@ def read_data(data_spec: str, data_root: Path | None, download: bool, image_size
     ``usual_size`` is what the images of a folder become where nothing else decides it.
     """
     from robustann.data import load_data, runs_code
-    from robustann.errors import UsageError
+    from robustann.errors import UsageError, printable
     from robustann.launch import world
 
     if download and world().size > 1:
@@ -152,8 +152,20 @@ def read_data(data_spec: str, data_root: Path | None, download: bool, image_size
         )
     if runs_code(data_spec) and not quiet:
         tell_code(data_spec)
-    return load_data(data_spec, root=data_root, download=download, image_size=image_size,
+    data = load_data(data_spec, root=data_root, download=download, image_size=image_size,
                      usual_size=usual_size)  # fmt: skip
+    # Of the bundled images nobody expects anything else.
+    if data.test_part == "cut" and data_spec != "digits" and not quiet:
+        images = len(data.train) + len(data.validation) + len(data.test)
+        click.echo(
+            printable(
+                f"data: {data_spec} has no test part, so {len(data.test)} of its {images} images "
+                "were set aside as one; only these are audited. Name all of them as its test part "
+                "to audit them all (docs/data.md)"
+            ),
+            err=True,
+        )
+    return data
 
 
 def read_model_and_data(request: ModelRequest, data_spec: str, data_root: Path | None,

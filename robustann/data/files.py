@@ -83,7 +83,7 @@ def load_npz(path: Path) -> Parts:
         if not kind or kind in found.get(part, {}):
             raise DataError(_npz_keys(path, [*arrays]))
         found.setdefault(part, {})[kind] = array
-    if "train" not in found or any(len(pair) != 2 for pair in found.values()):
+    if not found.keys() & {"train", "test"} or any(len(pair) != 2 for pair in found.values()):
         raise DataError(_npz_keys(path, [*arrays]))
     parts: dict[str, Split] = {}
     for part, pair in found.items():
@@ -163,8 +163,10 @@ def load_manifest(
         files, labels = listed.setdefault(part, ([], []))
         files.append(_inside(root, str(values[0]).strip(), where))
         labels.append(str(values[1]).strip())
-    if "train" not in listed:
-        raise DataError(f"expected lines of the split train in '{path}', got none; add some")
+    if not listed.keys() & {"train", "test"}:
+        raise DataError(
+            f"expected lines of the split train or test in '{path}', got none; add some"
+        )
     every = {label for _, labels in listed.values() for label in labels}
     by_number = all(label.isascii() and label.isdigit() for label in every)
     if by_number:
@@ -235,12 +237,11 @@ def load_disk_dataset(
         ) from error
     named = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
     tables = {_PARTS[name]: table for name, table in named.items() if name in _PARTS}
-    if "train" not in tables:
+    if "train" not in tables and "test" not in tables:
         if len(tables) != 1:
-            raise DataError(f"expected a part 'train' in '{path}', got {sorted(named)}")
-        # A test part alone is cut in three like any other single part.
-        tables = {"train": next(iter(tables.values()))}
-    features = tables["train"].features
+            raise DataError(f"expected a part 'train' or 'test' in '{path}', got {sorted(named)}")
+        tables = {"test": tables["validation"]}
+    features = next(iter(tables.values())).features
     image = _column(path, features, "images", [
         name for name, kind in features.items() if isinstance(kind, datasets.Image)
     ], _IMAGES)  # fmt: skip

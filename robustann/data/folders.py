@@ -41,11 +41,11 @@ DEFAULT_SIZE = 224
 def load_folder(
     path: Path, image_size: int | None = None, usual_size: int | None = None
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """The parts that a folder holds (``train`` alone, or more) and its class names.
+    """The parts that a folder holds (``train`` or ``test`` alone, or more) and its class names.
 
-    PATH/train with PATH/test, PATH/val or both, each with a folder a class; or PATH with a
-    folder a class, which gives ``train`` alone. PATH/val is the test part where PATH/test is
-    missing. Classes are numbered by name.
+    PATH/train with PATH/test, PATH/val or both, each with a folder a class; PATH/test or PATH/val
+    alone; or PATH with a folder a class, which gives ``train`` alone. PATH/val is the test part
+    where PATH/test is missing. Classes are numbered by name.
 
     Args:
         path: the folder.
@@ -70,10 +70,11 @@ def load_folder(
             f"expected a folder of images, got '{path}', which is no folder; correct the path"
         )
     folders = _parts(path)
-    class_names = tuple(_folders_in(folders["train"]))
+    first = next(iter(folders.values()))
+    class_names = tuple(_folders_in(first))
     if len(class_names) < 2:
         raise DataError(
-            f"expected '{folders['train']}' to hold one folder a class, at least two, "
+            f"expected '{first}' to hold one folder a class, at least two, "
             f"got {list(class_names)}; sort the images into folders"
         )
     listed = {part: _list_files(folder, class_names) for part, folder in folders.items()}
@@ -201,6 +202,10 @@ def _parts(path: Path) -> dict[str, Path]:
     train, test, val = path / "train", path / "test", path / "val"
     # A class may be called "train" too; then it holds images, not folders.
     if not train.is_dir() or not _folders_in(train):
+        alone = [part for part in (test, val) if part.is_dir() and _folders_in(part)]
+        # Beside other folders they are classes of strange names.
+        if alone and _folders_in(path) == [part.name for part in alone]:
+            return dict(zip(("test", "validation"), alone, strict=False))
         return {"train": path}
     if test.is_dir() and val.is_dir():
         return {"train": train, "validation": val, "test": test}

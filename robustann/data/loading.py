@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +57,11 @@ class ImageData:
 
     ``test`` is for the final evaluation alone; choices are made on ``validation``.
 
+    Attributes:
+        test_part: "own" where the data came with a test part; "cut" where it is a share of a
+            single part; "all" where there was nothing but test images, which then stand in for
+            the other parts too: such data are audited, and nothing is trained on them.
+
     Raises:
         DataError: parts of different image shapes, labels without a class name, names that
             are not unique, an empty part.
@@ -72,6 +77,7 @@ class ImageData:
     test: Split
     class_names: tuple[str, ...]
     augmentation: Augmentation = field(default_factory=Augmentation)
+    test_part: Literal["own", "cut", "all"] = "own"
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
@@ -105,6 +111,20 @@ class ImageData:
         """(C, H, W) of every image."""
         return self.train.shape
 
+    def check_trainable(self) -> None:
+        """Refuse to train on test images.
+
+        Raises:
+            DataError: there are no others.
+
+        >>> load_data("digits").check_trainable()
+        """
+        if self.test_part == "all":
+            raise DataError(
+                f"expected images to train on in '{self.name}', got a test part alone; add a "
+                "training part"
+            )
+
     def to(self, device: str | torch.device) -> ImageData:
         """The same data; images come on ``device``."""
         return replace(
@@ -125,15 +145,17 @@ def load_data(
 ) -> ImageData:
     """Load a dataset in three parts: train, validation, test.
 
-    The test part is the dataset's own where it has one, otherwise a stratified fifth. The
-    validation part is a stratified tenth cut from train, always the same one.
+    The test part is the dataset's own where it has one, otherwise a stratified fifth; of files
+    with a test part alone it is all there is, and nothing can be trained on them. The validation
+    part is a stratified tenth cut from train, always the same one.
 
     What takes under a quarter of the free memory is decoded once; the rest is decoded on demand.
 
     Args:
         spec: a name in :data:`DATASETS`. ``imagefolder:PATH`` takes PATH/train with PATH/test
-            (or PATH/val, which is the validation part where both are there), or PATH with one
-            folder a class. ``npz:FILE``, ``csv:FILE`` and ``datasets:FOLDER`` are told in
+            (or PATH/val, which is the validation part where both are there), PATH/test or
+            PATH/val alone, which can be audited, or PATH with one folder a class.
+            ``npz:FILE``, ``csv:FILE`` and ``datasets:FOLDER`` are told in
             :mod:`robustann.data.files`. ``pkg.module:factory`` returns an :class:`ImageData`, or a
             dict with ``train`` and ``test``, each an (x, y) pair or a PyTorch Dataset of (image,
             label), and if it likes ``validation``, ``class_names`` and ``augmentation``.
@@ -159,7 +181,7 @@ def load_data(
         return _in_three(spec, parts, names, Augmentation())
     if colon and prefix in _IMAGE_FILES:
         parts, names = _IMAGE_FILES[prefix](path, image_size, usual_size)
-        shape = parts["train"].shape
+        shape = next(iter(parts.values())).shape
         side = min(shape[1:])
         # A shift of 4 pixels suits 32x32; smaller images bear less.
         pad = min(4, side // 8) if side <= 64 else 0
@@ -208,11 +230,16 @@ def _cut(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
 def _in_three(
     name: str, parts: Mapping[str, Split], names: Sequence[str], augmentation: Augmentation
 ) -> ImageData:
-    """Cut what is missing of validation and test from train."""
-    train, test, validation = parts["train"], parts.get("test"), parts.get("validation")
+    """Cut what is missing of validation and test from train; a test part alone stays whole."""
     for split in parts.values():
         # Before they are counted: a label of billions would take as many places.
         check_labels(split.labels, len(names))
+    if "train" not in parts:
+        whole = parts["test"]
+        other = parts.get("validation", whole)
+        return ImageData(name, whole, other, whole, tuple(names), augmentation, "all")
+    train, test, validation = parts["train"], parts.get("test"), parts.get("validation")
+    origin: Literal["own", "cut"] = "cut" if test is None else "own"
     needed = 1 + (test is None) + (validation is None)
     counts = torch.bincount(train.labels, minlength=len(names)).tolist()
     scarce = [name for name, n in zip(names, counts, strict=False) if 0 < n < needed]
@@ -227,7 +254,7 @@ def _in_three(
     if validation is None:
         stay, part = _cut(train.labels, _VALIDATION_FRACTION)
         train, validation = train.subset(stay), train.subset(part)
-    return ImageData(name, train, validation, test, tuple(names), augmentation)
+    return ImageData(name, train, validation, test, tuple(names), augmentation, origin)
 
 
 def from_arrays(

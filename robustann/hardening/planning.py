@@ -98,7 +98,7 @@ def planned(
 
     Raises:
         UsageError: a wrong name, option or combination.
-        DataError: a sanitizer refuses the images.
+        DataError: a sanitizer refuses the images, or there are test images alone to train on.
         ModelError: there is nothing to train.
     """
     check_kinds(model, data, training)
@@ -115,10 +115,13 @@ def planned(
     detector = next((one.made() for one in chosen if one.kind == "detector"), None)
     if detector is not None:
         check_detection(threat)
+        data.check_trainable()  # its threshold is set on validation images
         _check_calibration(detector, data)
     # One seed decides everything.
     settings = replace(training or _USUAL, seed=config.seed)
     step = _step(chosen, threat, settings)
+    if step is not None or isinstance(model, str):
+        data.check_trainable()
     if step is None and training is not None and not isinstance(model, str):
         raise UsageError(
             f"expected no training settings, as {' and '.join(one.label for one in chosen)} "

@@ -163,6 +163,7 @@ def train(
 
     Raises:
         UsageError: a wrong setting; or a checkpoint of other settings, data or model.
+        DataError: there are test images alone.
         ModelError: the model does not fit the data, or has nothing to train.
         RobustannError: a damaged checkpoint; a loss that is not finite.
 
@@ -171,6 +172,7 @@ def train(
     >>> result.epochs_run, result.metrics["accuracy"] > 0.2, result.model.training
     (1, True, False)
     """
+    data.check_trainable()
     config = _configured(config, overrides, data, step)
     if resume and checkpoint is None:
         raise UsageError("resume: expected a checkpoint file too, got none; give checkpoint=PATH")
