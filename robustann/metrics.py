@@ -23,7 +23,8 @@ class Report:
         precision: unweighted mean over the classes that occur in labels or predictions
             (scikit-learn's macro average); likewise ``recall`` and ``f1``.
         per_class: (precision, recall, f1, support) of each class; support counts its samples.
-        confusion: ``confusion[i][j]`` counts samples of class i that were predicted as j.
+        confusion: (label, prediction, samples) of each pair that occurs, in order. A matrix of
+            many classes is nearly empty.
 
     A ratio with nothing in its denominator counts as 0.
 
@@ -37,7 +38,7 @@ class Report:
     recall: float
     f1: float
     per_class: tuple[tuple[float, float, float, int], ...]
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[int, int, int], ...]
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -69,7 +70,7 @@ def classification_report(
     predictions: Tensor | Sequence[int] | npt.NDArray[Any],
     class_names: Sequence[str],
 ) -> Report:
-    """Accuracy, precision, recall, F1 and confusion matrix, by scikit-learn.
+    """Accuracy, precision, recall, F1 by scikit-learn, and confusions.
 
     Args:
         labels: N integers in 0..C-1.
@@ -81,9 +82,9 @@ def classification_report(
 
     >>> report = classification_report([0, 0, 1], [0, 1, 1], ["cat", "dog"])
     >>> report.confusion, report.per_class[1]
-    (((1, 1), (0, 1)), (0.5, 1.0, 0.666..., 1))
+    (((0, 0, 1), (0, 1, 1), (1, 1, 1)), (0.5, 1.0, 0.666..., 1))
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import precision_recall_fscore_support
 
     classes = range(len(class_names))
     truth = _integers(labels, "labels", len(classes))
@@ -100,6 +101,7 @@ def classification_report(
     # would drown in zeros.
     seen = np.union1d(truth, guess)
     hits = int((truth == guess).sum())
+    pairs, samples = np.unique(np.stack((truth, guess), axis=1), axis=0, return_counts=True)
     return Report(
         accuracy=hits / len(truth),
         interval=wilson_interval(hits, len(truth)),
@@ -111,8 +113,8 @@ def classification_report(
             for p, r, f, s in zip(precision, recall, f1, support, strict=True)
         ),
         confusion=tuple(
-            tuple(int(count) for count in row)
-            for row in confusion_matrix(truth, guess, labels=classes)
+            (label, prediction, count)
+            for (label, prediction), count in zip(pairs.tolist(), samples.tolist(), strict=True)
         ),
     )
 

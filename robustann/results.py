@@ -21,6 +21,8 @@ from pydantic import (
     Field,
     FiniteFloat,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -32,6 +34,8 @@ from robustann.rounding import MaybeNumber, Number
 SCHEMA_VERSION = 1
 # Some kilobytes a sample, at most.
 _LARGEST = 2**30
+# Up to so many classes a confusion matrix is written whole; people read it up to there too.
+MATRIX_LIMIT = 20
 
 _Share = Annotated[Number, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=0)]
@@ -75,7 +79,11 @@ class Scores(_Value):
     """How a list of predictions compares with the labels.
 
     ``interval`` is Wilson's for the accuracy; ``precision``, ``recall`` and ``f1`` are macro
-    averages; ``confusion[i][j]`` counts samples of class i predicted as j.
+    averages.
+
+    Up to 20 classes ``confusion[i][j]`` counts samples of class i predicted as j. With more it
+    lists (class, prediction, samples) of what occurs, in order, since a matrix would be nearly
+    empty and take megabytes; :meth:`counts` reads both.
     """
 
     accuracy: Number
@@ -85,6 +93,56 @@ class Scores(_Value):
     f1: Number
     classes: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
+
+    @field_validator("confusion")
+    @classmethod
+    def _listed(
+        cls, found: tuple[tuple[int, ...], ...], info: ValidationInfo
+    ) -> tuple[tuple[int, ...], ...]:
+        """Older results hold a matrix however many classes there are."""
+        size = len(info.data.get("classes", ()))
+        if size > MATRIX_LIMIT and [len(row) for row in found] == [size] * size:
+            return tuple(
+                (label, prediction, samples)
+                for label, row in enumerate(found)
+                for prediction, samples in enumerate(row)
+                if samples
+            )
+        return found
+
+    @staticmethod
+    def confusion_of(
+        counts: Sequence[tuple[int, int, int]], size: int
+    ) -> tuple[tuple[int, ...], ...]:
+        """(class, prediction, samples) of ``size`` classes, as ``confusion`` holds them.
+
+        >>> Scores.confusion_of([(0, 0, 3), (1, 0, 2)], 2)
+        ((3, 0), (2, 0))
+        """
+        if size > MATRIX_LIMIT:
+            return tuple(counts)
+        rows = [[0] * size for _ in range(size)]
+        for label, prediction, samples in counts:
+            rows[label][prediction] = samples
+        return tuple(map(tuple, rows))
+
+    def counts(self) -> dict[tuple[int, int], int]:
+        """How many samples of a class came out as which, where any did: {(class, prediction): n}.
+
+        >>> Scores(
+        ...     accuracy=0.6, interval=Interval(low=0.2, high=0.9), precision=0.6, recall=0.5,
+        ...     f1=0.5, classes=(), confusion=((3, 0), (2, 0)),
+        ... ).counts()
+        {(0, 0): 3, (1, 0): 2}
+        """
+        if len(self.classes) > MATRIX_LIMIT:
+            return {(label, prediction): n for label, prediction, n in self.confusion}
+        return {
+            (label, prediction): n
+            for label, row in enumerate(self.confusion)
+            for prediction, n in enumerate(row)
+            if n
+        }
 
 
 class CleanSamples(_Value):
@@ -786,9 +844,20 @@ class AuditResult(_Value):
                 f"expected scores of {size} classes for {place}, got {len(scores.classes)}"
             )
         widths = [len(row) for row in scores.confusion]
-        if widths != [size] * size:
+        if size > MATRIX_LIMIT:
+            if set(widths) - {3}:
+                raise ValueError(
+                    f"expected (class, prediction, samples) in the confusion of {place}"
+                )
+            cells = [(label, prediction) for label, prediction, _ in scores.confusion]
+            if cells != sorted({*cells}):
+                raise ValueError(f"expected each pair once, in order, in the confusion of {place}")
+            self._check_classes(
+                f"the confusion of {place}", [one for cell in cells for one in cell]
+            )
+        elif widths != [size] * size:
             raise ValueError(f"expected a confusion of {size} x {size} for {place}")
-        if min(min(row) for row in scores.confusion) < 0:
+        if min(scores.counts().values(), default=0) < 0:
             raise ValueError(f"expected no negative count in the confusion of {place}")
         self._check_shares(place, [scores.accuracy])
 

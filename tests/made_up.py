@@ -106,7 +106,15 @@ def scores(labels: Sequence[int], predictions: Sequence[int], names: Sequence[st
         recall=sum(c.recall for c in classes) / size,
         f1=sum(c.f1 for c in classes) / size,
         classes=tuple(classes),
-        confusion=tuple(tuple(row) for row in confusion),
+        confusion=Scores.confusion_of(
+            [
+                (i, j, samples)
+                for i, row in enumerate(confusion)
+                for j, samples in enumerate(row)
+                if samples
+            ],
+            size,
+        ),
     )
 
 

@@ -46,7 +46,7 @@ def test_report_is_what_hand_counting_gives() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     predictions = np.array([0, 0, 0, 1, 1, 1, 0, 0])
     report = classification_report(labels, predictions, ["cat", "dog", "owl"])
-    assert report.confusion == ((3, 1, 0), (2, 2, 0), (0, 0, 0))
+    assert report.confusion == ((0, 0, 3), (0, 1, 1), (1, 0, 2), (1, 1, 2))
     assert report.accuracy == 5 / 8
     assert report.interval == wilson_interval(5, 8)
     cat, dog, owl = report.per_class

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from made_up import ANIMALS, Page, as_cascade, make_result, tampered
 from robustann.cli import main
 from robustann.defenses.seal import Manifest
 from robustann.errors import DataError, UsageError
-from robustann.reports import render
+from robustann.reports import render, render_comparison, views
 from robustann.results import (
+    MATRIX_LIMIT,
     AuditResult,
 )
 
@@ -170,3 +172,74 @@ def test_a_result_of_an_older_version_is_read_and_shown(tmp_path: Path) -> None:
     # Written again, it is a result of today.
     result.save(tmp_path)
     assert AuditResult.load(path) == result
+
+
+@pytest.mark.parametrize("size", [MATRIX_LIMIT, MATRIX_LIMIT + 1])
+def test_confusions_are_a_matrix_of_few_classes_and_a_list_of_many(size: int) -> None:
+    result = make_result([f"class {i}" for i in range(size)])
+    many = size > MATRIX_LIMIT
+    for scores, predictions in (
+        (result.clean, result.clean_samples.prediction),
+        (result.worst_case.scores, result.worst_case.prediction),
+        *((attack.scores, attack.samples.prediction) for attack in result.attacks),
+    ):
+        pairs = Counter(zip(result.clean_samples.label, predictions, strict=True))
+        assert scores.counts() == pairs
+        if many:
+            assert scores.confusion == tuple((*pair, pairs[pair]) for pair in sorted(pairs))
+        else:
+            assert [len(row) for row in scores.confusion] == [size] * size
+        assert views.correct(scores) == round(scores.accuracy * result.n)
+
+
+def test_an_older_result_with_a_matrix_of_many_classes_is_read(tmp_path: Path) -> None:
+    result = make_result([f"class {i}" for i in range(40)])
+    content = json.loads(result.to_json())
+    for scores in (
+        content["clean"],
+        content["worst_case"]["scores"],
+        *(attack["scores"] for attack in content["attacks"]),
+    ):
+        matrix = [[0] * 40 for _ in range(40)]
+        for label, prediction, samples in scores["confusion"]:
+            matrix[label][prediction] = samples
+        scores["confusion"] = matrix
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert AuditResult.load(path) == result
+
+
+BAD_LISTS: dict[str, list[list[int]]] = {
+    "a pair twice": [[0, 0, 1], [0, 0, 1]],
+    "out of order": [[1, 0, 1], [0, 0, 1]],
+    "prediction out of range": [[0, 40, 1]],
+    "negative class": [[-1, 0, 1]],
+    "negative count": [[0, 0, -1]],
+    "no count": [[0, 0]],
+    "a matrix with a short row": [[1] * 40] * 39 + [[1] * 39],
+}
+
+
+@pytest.mark.parametrize("what", BAD_LISTS)
+def test_a_tampered_list_of_confusions_is_refused(what: str, tmp_path: Path) -> None:
+    content = json.loads(make_result([f"class {i}" for i in range(40)]).to_json())
+    content["clean"]["confusion"] = BAD_LISTS[what]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match="confusion of clean"):
+        AuditResult.load(path)
+
+
+def test_a_thousand_classes_take_little_room(tmp_path: Path) -> None:
+    names = [f"class {i}" for i in range(1000)]
+    result = make_result(names, n=100)
+    result.save(tmp_path)
+    # Mostly the scores of every class, once for each attack; a matrix alone took 8 MiB.
+    assert (tmp_path / "results.json").stat().st_size < 2**20
+    assert AuditResult.load(tmp_path / "results.json") == result
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    other = make_result(names, n=100, strengths=(0.0, 0.1, 0.2))
+    compared = render_comparison([("a", result), ("b", other)])
+    for html in (page, compared):
+        assert len(html) < 2**20
+        assert html.count("<td") < 20 * len(names)

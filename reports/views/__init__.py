@@ -6,7 +6,6 @@ from robustann.reports.views.advice import Advice, advice
 from robustann.reports.views.attacks import Row, rows, spent, telling
 from robustann.reports.views.certificate import METHODS, crossed, proven, undecided
 from robustann.reports.views.classes import (
-    MATRIX_LIMIT,
     SHADES,
     ClassRow,
     Flip,
@@ -54,6 +53,7 @@ from robustann.reports.views.weights import (
     storages,
 )
 from robustann.reports.views.words import DEFINITIONS
+from robustann.results import MATRIX_LIMIT
 
 __all__ = [
     "CONFIDENCES",

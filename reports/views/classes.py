@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from robustann.results import AuditResult, ClassScores
-
-# Up to so many classes a confusion matrix, or a list of all classes, can be read.
-MATRIX_LIMIT = 20
+from robustann.results import MATRIX_LIMIT, AuditResult, ClassScores
 
 
 @dataclass(frozen=True)

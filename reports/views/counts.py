@@ -20,7 +20,7 @@ def in_255ths(result: AuditResult) -> bool:
 
 def correct(scores: Scores) -> int:
     """How many samples were classified correctly."""
-    return sum(row[i] for i, row in enumerate(scores.confusion))
+    return sum(n for (label, found), n in scores.counts().items() if label == found)
 
 
 def broken(result: AuditResult) -> int:

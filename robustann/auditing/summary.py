@@ -187,7 +187,7 @@ def _scores(labels: Tensor, prediction: Tensor, class_names: Sequence[str]) -> S
             ClassScores(name=name, precision=one[0], recall=one[1], f1=one[2], support=one[3])
             for name, one in zip(class_names, report.per_class, strict=True)
         ),
-        confusion=report.confusion,
+        confusion=Scores.confusion_of(report.confusion, len(class_names)),
     )
 
 
