@@ -189,11 +189,12 @@ def test_what_fails_in_one_threat_model_leaves_the_other(run, write, monkeypatch
     invocation = json.loads(Path("r.sarif").read_text())["runs"][0]["invocations"][0]
     assert invocation["executionSuccessful"] is False
     assert "did not finish" in Path("s.md").read_text()
-    # With nothing finished there is nothing to show.
+    # With nothing finished there is nothing to show but that.
     monkeypatch.setattr(Audit, "run", lambda *_, **__: (_ for _ in ()).throw(ModelError("never")))
     code, _, err = run("audit", "--config", "audit.toml", "--output-dir", "none")
     assert (code, err.strip().splitlines()[-1]) == (3, "error: never")
-    assert not Path("none/summary.json").exists()
+    assert json.loads(Path("none/summary.json").read_text())["verdict"] == "not finished"
+    assert not list(Path("none").rglob("report.html"))
 
 
 def test_dry_run_of_two(run, write, tmp_path):
