@@ -499,6 +499,20 @@ def test_what_another_hardening_left_is_not_taken_up(small, digits, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("damage", ['{"netw', "[]", "\udcff"])
+def test_what_is_damaged_is_done_again(damage, small, digits, tmp_path):
+    asked = {"max_samples": 8, "state": tmp_path}
+    first = hardened(small, digits, "feature-squeezing", **asked)
+    for name in ("before", "detector"):
+        (path,) = tmp_path.rglob(f"{name}.json")
+        path.write_bytes(damage.encode(errors="surrogateescape"))
+    said: list[str] = []
+    second = hardened(small, digits, "feature-squeezing", notify=said.append, **asked)
+    assert second.comparison == first.comparison
+    assert "attacking the detector, knowing of it and not" in said
+    assert sum("audited before the stop" in one for one in said) == 1
+
+
 def test_before_and_after_are_trained_alike(digits):
     asked = {**QUICK, "max_samples": 4, "epochs": 1, "lr": 0.02, "label_smoothing": 0.0}
     result = ra.harden("small-cnn", digits, THREAT, "weight-clipping:w_max=1", **asked)

@@ -53,11 +53,15 @@ class Kept:
         return None if self._folder is None else self._folder / name
 
     def audit(self, stage: str, model: nn.Module) -> AuditResult | None:
-        """The finished audit of a stage, if there is one of this very model."""
+        """The finished audit of a stage, if there is one of this very model; one that is damaged is
+        done again."""
         path = self.path(f"{stage}.json")
         if path is None or not path.exists():
             return None
-        result = AuditResult.load(path)
+        try:
+            result = AuditResult.load(path)
+        except RobustannError:
+            return None
         return result if result.provenance.model_sha256 == tensor_digest(model) else None
 
     def keep_audit(self, stage: str, result: AuditResult) -> None:
@@ -86,10 +90,14 @@ class Kept:
         path = self.path("detector.json")
         if path is None or not path.exists():
             return None
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if told["network"] != tensor_digest(network):
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if told["network"] != tensor_digest(network):
+                return None
+            return DetectionResult.model_validate(told["found"])
+        except (ValueError, KeyError, TypeError):
+            # Damaged: it is measured again.
             return None
-        return DetectionResult.model_validate(told["found"])
 
     def keep_detected(self, network: nn.Module, found: DetectionResult) -> None:
         """Keep how the detector fared."""
