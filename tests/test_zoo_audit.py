@@ -50,6 +50,36 @@ def test_a_broken_defense_is_flagged_and_broken(name, model, digits, undefended)
             assert "through 'inner'" in told
 
 
+class _Arbitrary(torch.autograd.Function):
+    """The identity, with a backward pass that tells nothing."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.randn_like(gradient)
+
+
+class ArbitraryGradient(InOnePiece):
+    def forward(self, x):
+        return self.inner(_Arbitrary.apply(x))
+
+
+def test_searches_alone_do_not_answer_a_gradient_that_tells_nothing(model, digits):
+    result = ra.audit(
+        ArbitraryGradient(model), digits, THREAT, "quick", max_samples=24, explain=False,
+        curve=False,
+    )  # fmt: skip
+    found = next(one for one in result.findings if one.check == "gradient-mismatch")
+    assert found.verdict == "fail"
+    assert found.remedy is None
+    assert "square:queries=1000" in found.explanation
+    assert "proves little" in found.explanation
+    assert not result.believable
+
+
 def test_the_thermometer_stands_where_the_bare_network_falls(model, digits, undefended):
     """Why it has another measure: even if each pixel's code could be any number between the
     lowest and the highest that an allowed image has, more would stand than of the bare network."""

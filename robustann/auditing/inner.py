@@ -18,6 +18,8 @@ from robustann.auditing.straight import Straightened
 _AGREEMENT = 0.8
 # ... and so many a gradient.
 _SLOPED = 0.9
+# A step of this share of the images' range must lead uphill for so many.
+_STEP, _UPHILL = 1 / 16, 0.75
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def differentiable_part(model: nn.Module, x: Tensor, labels: Tensor, seed: int) 
         if not found:
             straight = Straightened(model)
             agreement = _agreement(straight, x, labels, whole)
-            if agreement is not None:
+            if agreement is not None and _uphill(straight, x, labels):
                 found.append(Part("the model", straight, agreement, whole=True))
     return max(found, key=lambda part: part.agreement, default=None)
 
@@ -138,6 +140,17 @@ def _agreement(module: nn.Module, x: Tensor, labels: Tensor, whole: Tensor) -> f
     sloped = slope.flatten(1).abs().amax(1)
     share = float(((sloped > 0) & sloped.isfinite()).double().mean())
     return agreement if agreement >= _AGREEMENT and share >= _SLOPED else None
+
+
+def _uphill(module: nn.Module, x: Tensor, labels: Tensor) -> bool:
+    """Whether a step along the gradient serves an attack better than one against it, for most
+    images. A backward pass that tells nothing is no better for being looked at once more."""
+    images = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(margin(module(images), labels).sum(), images)
+    step = _STEP * (x.max() - x.min()) * slope.sign()
+    with torch.no_grad():
+        along, against = (margin(module(x + way * step), labels) for way in (1, -1))
+    return float((along > against).double().mean()) >= _UPHILL
 
 
 def _called(model: nn.Module, x: Tensor) -> set[nn.Module]:

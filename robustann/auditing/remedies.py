@@ -19,6 +19,10 @@ from robustann.trust import Diagnosis
 
 # Forwards averaged for a randomised model, as in AutoAttack's "rand" (Croce and Hein, 2020).
 _DRAWS = 20
+# Finite differences that differ from a gradient by more of its length share nothing with it.
+_USELESS = 0.9
+# The checks that no search answers while it leaves more standing than guessing would get right.
+_ALONE = ("gradient-missing", "gradient-mismatch")
 
 
 class LogProbabilities(nn.Module):
@@ -102,10 +106,11 @@ def answered(
     """The findings of the whole audit, with the remedies that its own searches are, or are not.
 
     A search from scratch answers that gradient attacks were beaten by one, if all that stood went
-    through it. It answers missing gradients only where the searches, alone or together, leave a
-    ``robust_accuracy`` of no more than ``chance``: what withstands a search proves little. A search
-    that was planned and did not run, for lack of budget, answers nothing; nor is a model well seen
-    through a part if searches of the whole break what attacks through the part do not.
+    through it. It answers gradients that are missing, or wrong altogether, only where the
+    searches, alone or together, leave a ``robust_accuracy`` of no more than ``chance``: what
+    withstands a search proves little. A search that was planned and did not run, for lack of
+    budget, answers nothing; nor is a model well seen through a part if searches of the whole break
+    what attacks through the part do not.
     """
     ran = {one.label: one for one in outcomes}
     standing = sum(fell is None for fell in _last_broken(outcomes))
@@ -139,7 +144,7 @@ def answered(
                 one = one.remedied(
                     f"The worst case includes a search from scratch, {max(whole)} queries an image."
                 )
-            elif one.check == "gradient-missing" and robust_accuracy <= chance:
+            elif one.check in _ALONE and robust_accuracy <= chance:
                 one = one.remedied(
                     f"Searches without gradients, {max(whole)} queries an image, left no more "
                     "than guessing would get right."
@@ -261,9 +266,12 @@ def plan(
         done |= dict.fromkeys(answering, told.strip())
     findings = []
     for one in diagnosis.findings:
-        if one.verdict == "fail" and one.check in done:
+        # A gradient that is off by its own length leads nowhere: as if there were none.
+        off = one.check == "gradient-mismatch" and (one.value is None or one.value > _USELESS)
+        alone = one.check == "gradient-missing" or (off and seen is None)
+        if one.verdict == "fail" and one.check in done and not (alone and seen is None):
             one = one.remedied(done[one.check])
-        elif one.verdict == "fail" and one.check == "gradient-missing" and added:
+        elif one.verdict == "fail" and alone and added:
             # The searches stand alone there. That check stays failed, unless next to nothing
             # stands: see :func:`answered`.
             more = f"{one.explanation} {told} What withstands them alone proves little."

@@ -90,7 +90,8 @@ audit_options = combine(
                  help="Images a batch; auto tries. It changes speed and memory, not the result."),
     click.option("--budget", metavar="NUMBER|TIME",
                  help="Propagations that an image may cost in all attacks together, or the time "
-                 "that the audit may take, such as 90s, 10min or 2h.  [default: the preset's]"),
+                 "that the audit may take, such as 90s, 10min or 2h. Propagations of curve "
+                 "and checks come on top.  [default: the preset's]"),
     click.option("--trust/--no-trust", default=True, show_default=True,
                  help="Check that the evaluation can be believed; adapt to a model that would "
                  "mislead it."),
