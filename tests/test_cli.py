@@ -189,13 +189,13 @@ def test_folder_that_cannot_be_written(run, model_file, tmp_path):
     wrong(run, *arguments, code=2, says="a folder that can be written to")
 
 
-def test_damaged_model_exits_with_3(run, model_file, tmp_path):
+def test_damaged_model_exits_with_4(run, model_file, tmp_path):
     content = model_file.read_bytes()
     damaged = tmp_path / "model.safetensors"
     damaged.with_suffix(".json").write_text(model_file.with_suffix(".json").read_text())
     for size in (0, 7, 100, len(content) // 2, len(content) - 1):
         damaged.write_bytes(content[:size])
-        wrong(run, *audit_arguments(damaged), code=3, says="model.safetensors")
+        wrong(run, *audit_arguments(damaged), code=4, says="model.safetensors")
 
 
 def test_model_of_other_data_exits_with_3(run, model_file, tmp_path):

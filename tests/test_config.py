@@ -496,6 +496,8 @@ MISTAKES = [
     ("[threats]\nl1 = 5\ncertify = true", "expected the norm linf or l2 to certify, got l1"),
     ("[threats]\nl1 = [5, 6]\ncertify = true", "expected a threat model in linf to certify"),
     ("[attacks]\npreset = 'quik'", "attacks.preset: unknown preset 'quik'; did you mean 'quick'?"),
+    ("[data]\nname = 'cifar01'", "unknown dataset 'cifar01'; did you mean 'cifar10'?"),
+    ("[data]\nname = ' mine:make'", "unknown dataset ' mine:make'"),
     ("[attacks]\nrun = ['pdg']", "unknown attack 'pdg'; did you mean 'pgd'?"),
     ("[attacks]\nrun = ['pgd:step=3']", "did you mean 'steps'"),
     ("[attacks]\nrun = 'pgd'", "expected attacks.run as a list, got 'pgd'"),

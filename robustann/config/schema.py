@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,6 +25,7 @@ from pydantic import (
 from robustann.attacks import parse_attack
 from robustann.auditing import get_preset
 from robustann.auditing.gates import METRICS, check_metric, check_points, check_share
+from robustann.data import check_name
 from robustann.defenses.sanitizers import parse_sanitizer
 from robustann.errors import UsageError
 from robustann.reports.explain.methods import More
@@ -253,7 +255,7 @@ class ModelSection(_Section):
 class DataSection(_Section):
     """The images; their test part is audited."""
 
-    name: _Text = "digits"
+    name: Annotated[_Text, AfterValidator(check_name)] = "digits"
     """A dataset, imagefolder:PATH, or pkg.module:factory (code: see --allow-code-execution)."""
     root: _Text | None = None
     """Where datasets are kept."""

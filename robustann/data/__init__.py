@@ -7,6 +7,7 @@ from robustann.data.augmentation import Augmentation
 from robustann.data.loading import (
     DATASETS,
     ImageData,
+    check_name,
     from_arrays,
     from_dataset,
     load_data,
@@ -22,6 +23,7 @@ __all__ = [
     "Split",
     "StreamSplit",
     "TensorSplit",
+    "check_name",
     "from_arrays",
     "from_dataset",
     "in_order_of",

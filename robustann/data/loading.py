@@ -198,6 +198,22 @@ def load_data(
         return _torchvision(spec, folder, download)
     if runs_code(spec):
         return _from_factory(spec)
+    check_name(spec)
+    raise unknown_name("dataset", spec, DATASETS)
+
+
+def check_name(spec: str) -> str:
+    """``spec`` as it is, if :func:`load_data` knows what it means; nothing is opened.
+
+    Raises:
+        UsageError: it does not.
+
+    >>> check_name("imagefolder:nowhere"), check_name("cifar10")
+    ('imagefolder:nowhere', 'cifar10')
+    """
+    prefix, colon, _ = spec.partition(":")
+    if (colon and prefix in _PATH_PREFIXES) or runs_code(spec) or (not colon and spec in DATASETS):
+        return spec
     if Path(spec).is_dir():
         raise UsageError(f"expected a dataset, got the folder '{spec}'; use 'imagefolder:{spec}'")
     raise unknown_name("dataset", spec, DATASETS)
