@@ -726,6 +726,34 @@ class Provenance(_Value):
     config: dict[str, str | int | float | bool | list[str] | None]
 
 
+class Tuned(_Value):
+    """The switches that a timed batch chose for the search, and its ``ratios``: the time of a batch
+    with a switch over that without, the worse of a full batch and an eighth of it; None where the
+    model failed with it.
+    """
+
+    precision: Literal["float32", "bf16", "fp16"]
+    channels_last: bool
+    ratios: dict[str, MaybeNumber]
+
+    @property
+    def words(self) -> str:
+        """In a sentence.
+
+        >>> Tuned(precision="bf16", channels_last=False, ratios={"bf16": 0.6}).words
+        'searching in bf16; time of a batch with bf16 0.60 of that without'
+        """
+        chosen = self.precision + (", channels last" if self.channels_last else "")
+        told = ", ".join(
+            f"{name.replace('_', ' ').replace('+', ' and ')} "
+            + ("failed" if ratio is None else f"{ratio:.2f}")
+            for name, ratio in self.ratios.items()
+        )
+        return f"searching in {chosen}" + (
+            f"; time of a batch with {told} of that without" if told else ""
+        )
+
+
 class Execution(_Value):
     """What differs between two runs of the same audit."""
 
@@ -736,6 +764,7 @@ class Execution(_Value):
     batch_size: int
     device: str
     threads: int
+    tuned: Tuned | None = None
 
 
 class AuditResult(_Value):

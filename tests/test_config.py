@@ -316,7 +316,7 @@ def test_the_command_line_overrides_the_file_and_the_file_the_preset(run, write)
     assert found["attacks"] == {
         "preset": "quick", "run": ["pgd:steps=3", "fgsm"], "seed": 7, "max_samples": 9,
         "curve": True, "trust": False, "budget": "2h", "batch_size": 8,
-        "precision": "float32", "channels_last": False, "compile": False,
+        "precision": "float32", "channels_last": False, "compile": False, "tune": False,
     }  # fmt: skip
     assert found["explanation"]["enabled"] is True
     # The strictest on the command line counts; what it does not name stays.

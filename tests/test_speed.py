@@ -9,7 +9,8 @@ from torch import nn
 import robustann as ra
 from robustann.attacks import MM, PGD, Square
 from robustann.attacks.engine import predict_logits, run
-from robustann.auditing.speed import Quick
+from robustann.auditing import runner
+from robustann.auditing.speed import Quick, tune
 from robustann.rng import SampleRandom
 
 THREAT = ra.ThreatModel("linf", eps=0.1)
@@ -110,3 +111,136 @@ def test_compiled_attacks_find_the_same(model, digits, monkeypatch):
         assert (one.success != two.success).sum() <= 1
         assert torch.allclose(one.margin, two.margin, atol=0.05)
     assert not model.training
+
+
+PLAIN = ("float32", False)
+
+
+def timed(seconds, log=None):
+    def timer(*switches):
+        if log is not None:
+            log.append(switches)
+        found = seconds[switches]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return timer
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        # Nothing saves more than 5 %.
+        ({("bf16", False): 0.96, ("float32", True): 1.3}, ("float32", False)),
+        ({("bf16", False): 0.5, ("float32", True): 0.96}, ("bf16", False)),
+        ({("bf16", False): 3.0, ("float32", True): 0.94}, ("float32", True)),
+        ({("bf16", False): 0.5, ("float32", True): 0.9, ("bf16", True): 0.4}, ("bf16", True)),
+        # Each helps, but not together.
+        ({("bf16", False): 0.5, ("float32", True): 0.9, ("bf16", True): 0.5}, ("bf16", False)),
+        ({("bf16", False): 0.9, ("float32", True): 0.5, ("bf16", True): 0.6}, ("float32", True)),
+        ({("bf16", False): 0.5, ("float32", True): 0.9, ("bf16", True): RuntimeError()},
+         ("bf16", False)),
+        ({("bf16", False): RuntimeError("no such kernel"), ("float32", True): 0.9},
+         ("float32", True)),
+    ],
+)  # fmt: skip
+def test_only_switches_that_clearly_pay_are_kept(seconds, chosen):
+    found = tune(timed({PLAIN: 1.0, **seconds}), low=("bf16",))
+    assert (found.precision, found.channels_last) == chosen
+    for name, switches in (("bf16", ("bf16", False)), ("channels_last", ("float32", True))):
+        failed = isinstance(seconds[switches], Exception)
+        assert found.ratios[name] == (None if failed else pytest.approx(seconds[switches]))
+        assert not failed or f"{name.replace('_', ' ')} failed" in found.words
+
+
+def test_the_faster_low_precision_is_kept_and_what_was_asked_for_stays():
+    seconds = {PLAIN: 1.0, ("bf16", False): 0.8, ("fp16", False): 0.6, ("float32", True): 2.0}
+    assert tune(timed(seconds), low=("bf16", "fp16")).precision == "fp16"
+    log = []
+    seconds = {("fp16", False): 1.0, ("fp16", True): 0.5}
+    found = tune(timed(seconds, log), precision="fp16", low=("bf16", "fp16"))
+    assert (found.precision, found.channels_last, found.ratios) == (
+        "fp16", True, {"channels_last": 0.5}
+    )  # fmt: skip
+    assert set(log) == set(seconds)
+    found = tune(timed({}), precision="bf16", channels_last=True, low=("bf16", "fp16"))
+    assert (found.precision, found.channels_last, found.ratios) == ("bf16", True, {})
+
+
+def test_one_slow_round_does_not_decide():
+    """And the first, which warms up, does not count."""
+    laps = {"bf16": iter([50.0, 0.6, 9.0, 0.6, 0.6, 0.6])}
+    found = tune(
+        lambda precision, last: next(laps[precision]) if precision in laps else 1.0 + last,
+        low=("bf16",),
+    )
+    assert found.precision == "bf16"
+
+
+def test_what_slows_a_small_batch_down_is_off():
+    full = timed({PLAIN: 1.0, ("bf16", False): 0.5, ("float32", True): 0.5, ("bf16", True): 0.2})
+    small = timed({PLAIN: 0.1, ("bf16", False): 0.12, ("float32", True): 0.09})
+    found = tune(full, small, low=("bf16",))
+    assert (found.precision, found.channels_last) == ("float32", True)
+    assert found.ratios == {"bf16": pytest.approx(1.2), "channels_last": pytest.approx(0.9)}
+
+
+@pytest.fixture
+def bf16_pays(monkeypatch):
+    genuine = runner.measure
+
+    def stub(called, split, positions, threat, gradients=True, precision="float32"):
+        rate = genuine(called, split, positions, threat, gradients, precision)
+        seconds = 0.5 if precision == "bf16" else 1.0
+        return type(rate)(rate.batch_size, seconds / 2, seconds / 2)
+
+    monkeypatch.setattr(runner, "measure", stub)
+
+
+def test_an_audit_uses_what_its_trial_chose_and_says_so(bf16_pays, model, digits, plain):
+    asked = {**ASKED, "batch_size": 32}
+    found = ra.audit(model, digits, THREAT, **asked, tune=True)
+    tuned = found.execution.tuned
+    assert tuned is not None
+    assert (tuned.precision, tuned.channels_last) == ("bf16", False)
+    assert tuned.ratios == {"bf16": 0.5, "channels_last": 1.0}
+    assert found.provenance.config["tune"] is True
+    assert "precision" not in found.provenance.config
+    assert plain.execution.tuned is None
+    # The very search that it says.
+    same = ra.audit(model, digits, THREAT, **asked, precision="bf16")
+    assert found.attacks == same.attacks
+    assert found.worst_case == same.worst_case
+    with pytest.raises(ra.UsageError, match="compile or tune"):
+        ra.audit(model, digits, THREAT, **ASKED, tune=True, compile=True)
+
+
+def test_an_audit_that_goes_on_keeps_the_first_choice(
+    bf16_pays, model, digits, tmp_path, monkeypatch
+):
+    genuine, shards = runner.Passes.first, []
+
+    def stopping(self, *arguments):
+        if shards:
+            raise KeyboardInterrupt
+        shards.append(arguments)
+        return genuine(self, *arguments)
+
+    def audited():
+        return ra.audit(
+            model, digits, THREAT, **{**ASKED, "batch_size": 32}, tune=True, state=tmp_path
+        )
+
+    monkeypatch.setattr(runner.Passes, "first", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        audited()
+    monkeypatch.setattr(runner.Passes, "first", genuine)
+
+    def never(*arguments, **options):
+        raise AssertionError("tuned again")
+
+    monkeypatch.setattr(runner, "tune", never)
+    found = audited()
+    assert found.execution.tuned is not None
+    assert found.execution.tuned.precision == "bf16"

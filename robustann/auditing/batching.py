@@ -67,13 +67,15 @@ def measure(
     positions: Tensor,
     threat: ThreatModel,
     gradients: bool = True,
+    precision: str = "float32",
 ) -> Rate:
     """Time one forward and, unless the model has none, one gradient on the images there."""
     device = model_device(model)
     x = split.images(positions).to(device)
     labels = split.labels[positions].to(device)
     with frozen(model, 0):
-        oracle = Oracle(model, x, labels, threat, SampleRandom.create(0, labels), judging=False)
+        random = SampleRandom.create(0, labels)
+        oracle = Oracle(model, x, labels, threat, random, judging=False, precision=precision)
 
         def seconds(call: Callable[[], object]) -> float:
             begin = time.perf_counter()

@@ -27,6 +27,7 @@ from robustann.auditing.shown import Shown
 from robustann.data import Split
 from robustann.errors import ModelError
 from robustann.progress import Advance
+from robustann.results import Tuned
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 
@@ -51,6 +52,7 @@ class Passes:
         distances: measures the distance of each sample, for the curve; None does not.
         budget: propagations that an image may cost in all attacks together.
         quick: a model as attacks run it, by the switches for speed.
+        tuned: how a timed batch chose them; None where nobody asked.
         candidates: positions of the samples that may be explained.
     """
 
@@ -65,6 +67,7 @@ class Passes:
     budget: int | None
     candidates: frozenset[int]
     quick: Callable[[nn.Module], nn.Module] = _as_it_is
+    tuned: Tuned | None = None
 
     def first(self, start: int, positions: Tensor, advance: Advance) -> Batch:
         """The clean pass, the cascade, and the check."""

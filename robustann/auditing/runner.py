@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustann.attacks.engine import check_classes, model_device, predict_logits
+from robustann.attacks.engine import ALIGNMENT, check_classes, model_device, predict_logits
 from robustann.auditing.batching import find_batch_size, is_out_of_memory, measure
 from robustann.auditing.certifying import Proof, check_provable, prove, with_proof
 from robustann.auditing.corruptions import corruption_propagations, measure_corruptions
@@ -34,7 +34,7 @@ from robustann.auditing.rows import Batch, Cases
 from robustann.auditing.sanity import advise
 from robustann.auditing.shards import LARGEST_SHARD, Shards, shard_size
 from robustann.auditing.shown import Shown
-from robustann.auditing.speed import Quick
+from robustann.auditing.speed import Precision, Quick, Timer, low_precisions, tune
 from robustann.auditing.summary import summarize
 from robustann.auditing.surrogate import agreement, from_surrogate
 from robustann.auditing.weights import effort_of, measure_weights, weight_propagations
@@ -43,7 +43,7 @@ from robustann.data import Split
 from robustann.errors import DataError, ModelError, RobustannError, UsageError
 from robustann.findings import Finding
 from robustann.models import tensor_digest
-from robustann.results import AuditResult, Execution, Explanation, Provenance
+from robustann.results import AuditResult, Execution, Explanation, Provenance, Tuned
 from robustann.rng import SampleRandom
 from robustann.trust import budget_cut, combine, diagnose, losses_used, probe, review
 
@@ -322,6 +322,8 @@ class Audit:
         distances = self._distance_stage(split, made.gradients)
 
         def decide() -> dict[str, Any]:
+            # With the rest, for results hang on it: a stop or another worker must not change it.
+            tuned = self._tuned(made, split, positions[:size]) if self.config.tune else None
             budget = self.config.budget
             if self.config.minutes is not None:
                 spent = time.perf_counter() - begin
@@ -330,10 +332,19 @@ class Audit:
             shard = size
             if kept.shared:
                 shard = shard_size(len(positions), size, keeps_batches=fixed)
-            return {"shard": shard, "budget": budget}
+            return {
+                "shard": shard,
+                "budget": budget,
+                "tuned": None if tuned is None else tuned.model_dump(),
+            }
 
         decided = kept.decided(decide)
         shards = Shards(kept, positions, decided["shard"], size)
+        tuned, config = None, self.config
+        if config.tune:
+            tuned = Tuned.model_validate(decided["tuned"])
+            config = replace(config, precision=tuned.precision, channels_last=tuned.channels_last)
+            notify(tuned.words)
         if done := shards.done(1):
             verb = "joining an" if kept.shared else "going on with a stopped"
             notify(f"{verb} audit: {done:,} of {len(positions):,} images are done")
@@ -343,7 +354,7 @@ class Audit:
         main, checks = len(made.stages), len(check)
         passes = Passes(
             plan=made,
-            config=self.config,
+            config=config,
             split=split,
             stages=stages[:main],
             check=stages[main : main + checks],
@@ -352,7 +363,8 @@ class Audit:
             distances=distances,
             budget=decided["budget"],
             candidates=frozenset(positions[order[: self.preset.explained]].tolist()),
-            quick=self._quick(made),
+            quick=_quick(made, config),
+            tuned=tuned,
         )
         return shards, passes
 
@@ -432,6 +444,7 @@ class Audit:
                 batch_size=shards.batch,
                 device=_device_name(model_device(model)),
                 threads=torch.get_num_threads(),
+                tuned=passes.tuned,
             ),
         )
         result = result.model_copy(update={"weights": weights, "corruptions": corruptions})
@@ -442,21 +455,25 @@ class Audit:
             result = with_proof(result, proof, batches, self.config, made.draws)
         return result
 
-    def _quick(self, made: Plan) -> Callable[[nn.Module], nn.Module]:
-        """The models as attacks shall run them."""
-        if not (self.config.channels_last or self.config.compile):
-            return lambda model: model
-        known = {
-            id(model): Quick(
-                model,
-                channels_last=self.config.channels_last,
-                # Seen through a part, a model is two: each call would be compiled anew.
-                compiled=self.config.compile and model is not made.seen,
-            )
-            for model in (made.model, made.seen)
-            if model is not None
-        }
-        return lambda model: known[id(model)]
+    def _tuned(self, made: Plan, split: Split, batch: Tensor) -> Tuned:
+        """The switches that pay on this machine, by timing this batch and a part of it."""
+        threat, model = self.config.threat, made.attacked
+        quick = {last: Quick(model, channels_last=last) for last in (False, True)}
+
+        def timer(some: Tensor) -> Timer:
+            def seconds(precision: Precision, last: bool) -> float:
+                rate = measure(quick[last], split, some, threat, made.gradients, precision)
+                return rate.forward + rate.backward
+
+            return seconds
+
+        return tune(
+            # What still stands may be few.
+            *(timer(batch[: max(ALIGNMENT, len(batch) // part)]) for part in (1, 8)),
+            precision=self.config.precision,
+            channels_last=self.config.channels_last,
+            low=low_precisions(model),
+        )
 
     def _share(self, count: int) -> float:
         """The share that is checked: as configured, and more of few samples."""
@@ -674,8 +691,26 @@ class Audit:
                 **({} if config.precision == "float32" else {"precision": config.precision}),
                 **({"channels_last": True} if config.channels_last else {}),
                 **({"compile": True} if config.compile else {}),
+                **({"tune": True} if config.tune else {}),
             },
         )
+
+
+def _quick(made: Plan, config: AuditConfig) -> Callable[[nn.Module], nn.Module]:
+    """The models as attacks shall run them."""
+    if not (config.channels_last or config.compile):
+        return lambda model: model
+    known = {
+        id(model): Quick(
+            model,
+            channels_last=config.channels_last,
+            # Seen through a part, a model is two: each call would be compiled anew.
+            compiled=config.compile and model is not made.seen,
+        )
+        for model in (made.model, made.seen)
+        if model is not None
+    }
+    return lambda model: known[id(model)]
 
 
 def _budget_cut(result: AuditResult, budget: int) -> Finding:

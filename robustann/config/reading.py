@@ -427,6 +427,7 @@ def _audit(values: AuditFile, threat: ThreatModel, certify: bool, first: bool) -
         precision=chosen.precision,
         channels_last=chosen.channels_last,
         compile=chosen.compile,
+        tune=chosen.tune,
         explain=values.explanation.enabled,
         attributions=tuple(values.explanation.methods or ()),
         certify=certify,

@@ -321,6 +321,8 @@ class AttacksSection(_Section):
     """Run attacks in this memory format."""
     compile: bool = False
     """Run attacks through torch.compile."""
+    tune: bool = False
+    """Time a batch with each precision and memory format first; use what is faster."""
 
 
 class ExplanationSection(_Section):

@@ -112,6 +112,8 @@ preset = "standard"
 # precision = "float32"
 # channels_last = false
 # compile = false
+# Time a batch with each precision and memory format first; use what is faster.
+# tune = false
 
 [explanation]
 # enabled = true
