@@ -118,8 +118,11 @@ def with_art(eps: float, size: float, steps: int) -> Contender:
     return attack
 
 
-def contenders(eps: float, size: float, steps: int) -> tuple[dict[str, Contender], list[str]]:
-    """Those that can run here, the bare loop first, and the names of those that cannot."""
+def contenders(
+    eps: float, size: float, steps: int, only: str | None = None
+) -> tuple[dict[str, Contender], list[str]]:
+    """Those that can run here, the bare loop first, and the names of those that cannot; or one of
+    them alone, without importing the others."""
     found = {
         "bare loop": bare_loop(eps, size, steps),
         "robustann run": ours(eps, size, steps, judged=True),
@@ -129,6 +132,8 @@ def contenders(eps: float, size: float, steps: int) -> tuple[dict[str, Contender
     for name, build in (
         ("torchattacks", with_torchattacks), ("foolbox", with_foolbox), ("ART", with_art),
     ):  # fmt: skip
+        if only not in (None, name):
+            continue
         try:
             found[name] = build(eps, size, steps)
         except ImportError:
