@@ -514,7 +514,7 @@ def _survives(content: bytes, path: Path) -> None:
     [b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"(", b"c", b"\x93NUMPY\x01\x00", b"\x08\x08",
      bytes([50, 0, 0, 0, 0, 0, 0, 0]) + b"{"]))  # fmt: skip
 def test_any_bytes(content, start, tmp_path_factory):
-    _survives(start + content, tmp_path_factory.getbasetemp() / "noise")
+    _survives(start + content, tmp_path_factory.getbasetemp() / "noise.bin")
 
 
 @FUZZ
@@ -534,7 +534,7 @@ def test_changed_bytes(data, tmp_path_factory):
             content += content[place : place + 50]
         if not content:
             break
-    _survives(bytes(content), tmp_path_factory.getbasetemp() / "noise")
+    _survives(bytes(content), tmp_path_factory.getbasetemp() / "noise.bin")
 
 
 @FUZZ
@@ -542,4 +542,4 @@ def test_changed_bytes(data, tmp_path_factory):
 def test_any_pickle_in_an_archive(pickled, tmp_path_factory):
     """With right checksums, so that the pickle itself is what is met."""
     content = corpus.rezip(GOOD["weights.pt"], {"data.pkl": b"\x80\x02" + pickled + b"."})
-    _survives(content, tmp_path_factory.getbasetemp() / "noise")
+    _survives(content, tmp_path_factory.getbasetemp() / "noise.bin")

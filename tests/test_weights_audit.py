@@ -333,7 +333,10 @@ def test_what_docs_print_runs(
     run: Callable[..., tuple[int, str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands = [
-        shlex.split(line) for block in blocks("sh") for line in block.splitlines() if line.strip()
+        shlex.split(line)
+        for block in blocks("sh")
+        for line in block.splitlines()
+        if line.startswith("robustann ")
     ]
     assert [command[1] for command in commands] == ["audit", "seal", "verify"]
     for command in commands:

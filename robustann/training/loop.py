@@ -172,8 +172,8 @@ def train(
     >>> result.epochs_run, result.metrics["accuracy"] > 0.2, result.model.training
     (1, True, False)
     """
-    data.check_trainable()
     config = _configured(config, overrides, data, step)
+    data.check_trainable()
     if resume and checkpoint is None:
         raise UsageError("resume: expected a checkpoint file too, got none; give checkpoint=PATH")
     for path in (checkpoint, log):
