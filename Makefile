@@ -39,7 +39,7 @@ check: $(VENV)/.installed-test  ## style, types, and which floor may import whic
 	$(BIN)/lint-imports
 
 docs: $(VENV)-docs/.installed  ## the documentation as a site, in site/
-	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
 
 bench: $(VENV)/.installed-bench  ## speed, side by side with other libraries
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py --output-dir runs/bench

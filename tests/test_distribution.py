@@ -36,8 +36,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with sdist and wheel, of a copy of the checkout."""
     copy = tmp_path_factory.mktemp("checkout")
     listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if listed.returncode:
         pytest.skip("not a checkout")
     for name in filter(None, listed.stdout.split("\0")):
