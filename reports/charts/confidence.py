@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from robustann.reports.charts.elements import (
-    HEIGHT,
     LEFT,
     RIGHT,
     WIDTH,
-    frame,
+    across,
+    chart,
     height_of,
     path_of,
+    square_frame,
     svg,
     tag,
 )
@@ -94,13 +95,8 @@ def reliability(clean: Calibration, worst: Calibration) -> Markup:
     'reliability'
     """
 
-    def x(share: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 2)
-
-    y = height_of
-    ticks = {x(k / 4): f"{25 * k} %" for k in range(5)}
-    shapes = frame(y, ticks, "confidence")
-    shapes.append(tag("line", class_="chance", x1=x(0), x2=x(1), y1=y(0), y2=y(1)))
+    x, y = across, height_of
+    shapes = square_frame("confidence")
     says = []
     for kind, found, word in (("clean", clean, "clean"), ("worst", worst, "worst case")):
         places = [(x(one.confidence), y(one.accuracy)) for one in found.bins]
@@ -112,19 +108,11 @@ def reliability(clean: Calibration, worst: Calibration) -> Markup:
                 f"{one.samples} samples, {word}"
             )
             size = round(3 + 5 * math.sqrt(one.samples / most), 2)
-            if kind == "clean":
-                shapes.append(
-                    tag("circle", tag("title", told), class_=f"ring {kind}", cx=px, cy=py, r=size)
-                )
-            else:
-                shapes.append(
-                    tag("circle", tag("title", told), class_="point", cx=px, cy=py, r=size)
-                )
+            classes = "ring clean" if kind == "clean" else "point"
+            shapes.append(tag("circle", tag("title", told), class_=classes, cx=px, cy=py, r=size))
             says.append(told)
-    return svg(
+    return chart(
         "Accuracy over confidence",
         "; ".join(says),
         *shapes,
-        class_="curve",
-        viewBox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
     )

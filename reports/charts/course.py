@@ -8,16 +8,16 @@ from datetime import datetime
 from markupsafe import Markup
 
 from robustann.reports.charts.elements import (
-    HEIGHT,
     LEFT,
     RIGHT,
     WIDTH,
+    across,
     chance_line,
+    chart,
     frame,
     height_of,
     path_of,
     shape_of,
-    svg,
     tag,
 )
 from robustann.reports.filters import interval, percent, plain, significant
@@ -42,7 +42,7 @@ def effort(result: AuditResult) -> Markup:
 
     def x(propagations: float) -> float:
         share = math.log(max(propagations, 1.0)) / math.log(last)
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 2)
+        return across(share)
 
     y = height_of
     decades = range(math.floor(math.log10(last)) + 1)
@@ -52,14 +52,12 @@ def effort(result: AuditResult) -> Markup:
         # It stays as it was until the next image falls.
         corners += [(x(propagations), corners[-1][1])] if corners else []
         corners.append((x(propagations), y(share)))
-    return svg(
+    return chart(
         "Robust accuracy over propagations spent",
         "; ".join(f"{propagations}: {percent(share)}" for propagations, share in points),
         *frame(y, ticks, "propagations an image, logarithmic scale"),
         *chance_line(result, y),
         tag("polyline", class_="line", points=path_of(corners)),
-        class_="curve",
-        viewBox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
     )
 
 
@@ -101,10 +99,8 @@ def trend(found: Trend) -> Markup:
             shape, classes = ("ring", "ring clean") if kind == "clean" else ("disc", "point")
             marks.append(shape_of(shape, classes, px, py, told))
         shapes += [tag("polyline", class_=f"line {kind}", points=path_of(line)), *marks]
-    return svg(
+    return chart(
         "Accuracy over time",
         "; ".join(says),
         *shapes,
-        class_="curve",
-        viewBox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
     )

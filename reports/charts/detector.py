@@ -5,14 +5,11 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from robustann.reports.charts.elements import (
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    WIDTH,
-    frame,
+    across,
+    chart,
     height_of,
     path_of,
-    svg,
+    square_frame,
     tag,
 )
 from robustann.reports.filters import significant
@@ -29,13 +26,8 @@ def roc(found: DetectorFound) -> Markup:
     'roc'
     """
 
-    def x(share: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 2)
-
-    y = height_of
-    ticks = {x(k / 4): f"{25 * k} %" for k in range(5)}
-    shapes = frame(y, ticks, "clean images refused")
-    shapes.append(tag("line", class_="chance", x1=x(0), x2=x(1), y1=y(0), y2=y(1)))
+    x, y = across, height_of
+    shapes = square_frame("clean images refused")
     shapes.append(tag("line", class_="audited", x1=x(found.fpr), x2=x(found.fpr), y1=y(1), y2=y(0)))
     says = []
     for way, kind in zip(found.ways, ("clean dashed", "worst"), strict=True):
@@ -45,10 +37,8 @@ def roc(found: DetectorFound) -> Markup:
             shapes.append(tag("polyline", class_=f"line {kind}", points=path_of(places)))
         auc = "none fooled" if way.auc is None else f"area {significant(way.auc)}"
         says.append(f"an attacker who {way.words}: {auc}")
-    return svg(
+    return chart(
         "Adversarial images refused over clean images refused",
         "; ".join(says),
         *shapes,
-        class_="curve",
-        viewBox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
     )

@@ -54,6 +54,24 @@ def height_of(share: float) -> float:
     return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 2)
 
 
+def across(share: float) -> float:
+    """Where a share of the frame's width lies."""
+    return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 2)
+
+
+def chart(title: str, description: str, *children: str) -> Markup:
+    """A picture of the size of a frame."""
+    viewbox = f"0 0 {WIDTH:.0f} {HEIGHT:.0f}"
+    return svg(title, description, *children, class_="curve", viewBox=viewbox)
+
+
+def square_frame(axis: str) -> list[Markup]:
+    """A frame for one share over another, with the diagonal where both are alike."""
+    x, y = across, height_of
+    diagonal = tag("line", class_="chance", x1=x(0), x2=x(1), y1=y(0), y2=y(1))
+    return [*frame(y, {x(k / 4): f"{25 * k} %" for k in range(5)}, axis), diagonal]
+
+
 def frame(y: Callable[[float], float], ticks: Mapping[float, str], axis: str) -> list[Markup]:
     """Levels of accuracy, ticks below them, and what the ticks mean."""
     left, right, bottom = LEFT, WIDTH - RIGHT, y(0)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
 from robustann.reports.charts.elements import (
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    WIDTH,
+    across,
     chance_line,
+    chart,
     frame,
     height_of,
     path_of,
     shape_of,
-    svg,
     tag,
     ticks_of,
 )
@@ -45,22 +42,10 @@ def curve(result: AuditResult) -> Markup:
     threat = result.threat
     points = sorted(result.curve, key=lambda point: point.eps)
     certified = proven(result)
-    unit, per_unit = ("/255", 255.0) if in_255ths(result) else ("", 1.0)
     last = max(threat.eps, points[-1].eps, *(point.eps for point in certified)) or 1.0
-    # A curve may go on to where every image is lost, far beyond the eps that was asked about.
-    power = 0.5 if last > 8 * threat.eps else 1.0
-
-    def x(eps: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * math.pow(eps / last, power), 2)
-
+    x, shapes = _framed(result, threat.eps, last)
     y = height_of
-    ticks = {
-        x(tick / per_unit): f"{significant(tick)}{unit if tick else ''}"
-        for tick in ticks_of(last * per_unit, power, doubling=unit != "")
-    }
-    scale = ", square-root scale" if power < 1 else ""
     left, right, top = x(0), x(last), y(1)
-    shapes = frame(y, ticks, f"eps ({plain(threat.norm, 20)}{scale})")
     band = [(x(p.eps), y(p.interval.high)) for p in points]
     band += [(x(p.eps), y(p.interval.low)) for p in reversed(points)]
     line = [(x(p.eps), y(p.robust_accuracy)) for p in points]
@@ -99,12 +84,10 @@ def curve(result: AuditResult) -> Markup:
         says += ". Certified: " + "; ".join(
             f"eps {significant(p.eps)}: {percent(p.certified_accuracy)}" for p in certified
         )
-    return svg(
+    return chart(
         "Robust and certified accuracy over eps" if certified else "Robust accuracy over eps",
         says,
         *shapes,
-        class_="curve",
-        viewBox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
     )
 
 
@@ -116,21 +99,11 @@ def curves(entries: Sequence[Entry]) -> Markup:
     """
     drawn = [(one, sorted(one.result.curve, key=lambda point: point.eps)) for one in entries]
     first = entries[0].result
-    unit, per_unit = ("/255", 255.0) if in_255ths(first) else ("", 1.0)
     audited = max(one.result.threat.eps for one, _ in drawn)
     last = max(audited, *(points[-1].eps for _, points in drawn)) or 1.0
-    power = 0.5 if last > 8 * audited else 1.0
-
-    def x(eps: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * math.pow(eps / last, power), 2)
-
+    x, shapes = _framed(first, audited, last)
     y = height_of
-    ticks = {
-        x(tick / per_unit): f"{significant(tick)}{unit if tick else ''}"
-        for tick in ticks_of(last * per_unit, power, doubling=unit != "")
-    }
-    scale = ", square-root scale" if power < 1 else ""
-    shapes = frame(y, ticks, f"eps ({plain(first.threat.norm, 20)}{scale})") + chance_line(first, y)
+    shapes += chance_line(first, y)
     says = []
     for one, points in drawn:
         band = [(x(p.eps), y(p.interval.high)) for p in points]
@@ -145,13 +118,30 @@ def curves(entries: Sequence[Entry]) -> Markup:
             for (px, py), text in zip(line, told, strict=True)
         ]
         says.append(f"{one.letter}: {'; '.join(told)}.")
-    return svg(
+    return chart(
         "Robust accuracy over eps, side by side",
         " ".join(says),
         *shapes,
-        class_="curve",
-        viewBox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
     )
+
+
+def _framed(
+    result: AuditResult, audited: float, last: float
+) -> tuple[Callable[[float], float], list[Markup]]:
+    """Where an eps lies, and the frame with its ticks up to ``last``, in the result's unit."""
+    unit, per_unit = ("/255", 255.0) if in_255ths(result) else ("", 1.0)
+    # A curve may go on to where every image is lost, far beyond the eps that was asked about.
+    power = 0.5 if last > 8 * audited else 1.0
+
+    def x(eps: float) -> float:
+        return across(math.pow(eps / last, power))
+
+    ticks = {
+        x(tick / per_unit): f"{significant(tick)}{unit if tick else ''}"
+        for tick in ticks_of(last * per_unit, power, doubling=unit != "")
+    }
+    scale = ", square-root scale" if power < 1 else ""
+    return x, frame(height_of, ticks, f"eps ({plain(result.threat.norm, 20)}{scale})")
 
 
 def _point(point: CurvePoint, x: float, y: float) -> Markup:
@@ -159,7 +149,7 @@ def _point(point: CurvePoint, x: float, y: float) -> Markup:
         f"eps {significant(point.eps)}: {percent(point.robust_accuracy)}, "
         f"interval {interval(point.interval)}"
     )
-    return tag("circle", tag("title", says), class_="point", cx=x, cy=y, r="4")
+    return shape_of("disc", "point", x, y, says)
 
 
 def _square(point: CertifiedPoint, x: float, y: float) -> Markup:
@@ -167,5 +157,4 @@ def _square(point: CertifiedPoint, x: float, y: float) -> Markup:
         f"eps {significant(point.eps)}: {percent(point.certified_accuracy)} certified, "
         f"interval {interval(point.interval)}"
     )
-    corners = [(x - 4, y - 4), (x + 4, y - 4), (x + 4, y + 4), (x - 4, y + 4)]
-    return tag("polygon", tag("title", says), class_="point certified", points=path_of(corners))
+    return shape_of("square", "point certified", x, y, says)

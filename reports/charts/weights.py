@@ -7,16 +7,13 @@ import math
 from markupsafe import Markup
 
 from robustann.reports.charts.elements import (
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    WIDTH,
+    across,
+    chart,
     frame,
     height_of,
     level_line,
     path_of,
     shape_of,
-    svg,
     tag,
 )
 from robustann.reports.filters import percent
@@ -43,7 +40,7 @@ def bit_errors(weights: Weights, chance: float) -> Markup:
 
     def x(rate: float) -> float:
         share = (math.log10(rate) - first) / ((last - first) or 1.0)
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 2)
+        return across(share)
 
     y = height_of
     decades = [10.0**k for k in range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)]
@@ -67,12 +64,10 @@ def bit_errors(weights: Weights, chance: float) -> Markup:
             for level, one in zip(levels, told, strict=True)
         ]
         says.append(f"{storage.words}: {'; '.join(told)}.")
-    return svg(
+    return chart(
         "Error over the share of wrong bits in the weights",
         " ".join(says),
         *shapes,
-        class_="curve",
-        viewBox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
     )
 
 
