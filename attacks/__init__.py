@@ -18,12 +18,17 @@ from typing import Any
 from robustann.attacks.apgd import APGD
 from robustann.attacks.art_adapter import parse_art
 from robustann.attacks.base import Attack
+from robustann.attacks.ddn import DDN
 from robustann.attacks.engine import AttackResult
 from robustann.attacks.fab import FAB
 from robustann.attacks.fgsm import FGSM
+from robustann.attacks.fmn import FMN
+from robustann.attacks.mifgsm import MIFGSM
 from robustann.attacks.mm import MM
 from robustann.attacks.noise import UniformNoise
 from robustann.attacks.pgd import PGD
+from robustann.attacks.rays import RayS
+from robustann.attacks.sigma_zero import SigmaZero
 from robustann.attacks.square import Square
 from robustann.errors import UsageError, unknown_name
 from robustann.options import split_options
@@ -31,12 +36,17 @@ from robustann.threat import parse_number
 
 __all__ = [
     "APGD",
+    "DDN",
     "FAB",
     "FGSM",
+    "FMN",
+    "MIFGSM",
     "MM",
     "PGD",
     "Attack",
     "AttackResult",
+    "RayS",
+    "SigmaZero",
     "Square",
     "UniformNoise",
     "parse_attack",

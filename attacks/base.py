@@ -31,6 +31,11 @@ class Attack(ABC):
     hyper-parameters with the paper's defaults, and the command line offers them by name. It sets
     the class facts below and writes ``init`` and ``step``. The engine makes ``restarts`` fresh
     starts of ``steps`` steps each, for the samples that have not fallen yet.
+
+    >>> from robustann.attacks import PGD
+    >>> attack = PGD(steps=10, loss="margin")
+    >>> attack.label, attack.access, attack.cost
+    ('pgd:steps=10,loss=margin', 'white-box', (11, 10))
     """
 
     name: ClassVar[str]
@@ -100,6 +105,10 @@ def at_least(what: str, value: float, least: float) -> None:
 
     Raises:
         UsageError: with what was expected and what came.
+
+    >>> at_least("steps", 0, 1)
+    Traceback (most recent call last):
+    robustann.errors.UsageError: expected steps >= 1, got 0; choose a larger one
     """
     if not value >= least:
         raise UsageError(f"expected {what} >= {least:g}, got {value}; choose a larger one")

@@ -55,6 +55,15 @@ class AttackResult:
         backwards: gradients with respect to this sample that were computed.
         first_success: forwards up to the first adversarial image, -1 where there was none.
         attack: the attack with its hyper-parameters.
+
+    >>> from robustann.attacks.fgsm import FGSM
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    >>> _ = model[1].weight.data.copy_(torch.eye(2))  # each pixel is a logit
+    >>> x, labels = torch.tensor([[[[0.75, 0.25]]], [[[1.0, 0.125]]]]), torch.tensor([0, 0])
+    >>> random = SampleRandom.create(0, torch.arange(2))
+    >>> found = run(FGSM(), model, x, labels, ThreatModel("linf", 0.375), random=random)
+    >>> found.success.tolist(), found.margin.tolist(), found.success_rate
+    ([True, False], [-0.25, 0.125], 0.5)
     """
 
     adversarial: Tensor
@@ -97,6 +106,13 @@ def frozen(model: nn.Module, seed: int) -> Iterator[None]:
 
     Raises:
         ModelError: the model was made in inference mode: nothing can be derived through it.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(4, 2)).train()
+    >>> with frozen(model, seed=0):
+    ...     model.training, model[2].weight.requires_grad
+    (False, False)
+    >>> model.training, model[2].weight.requires_grad
+    (True, True)
     """
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise ModelError(
@@ -142,7 +158,11 @@ def frozen(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU if it has none."""
+    """The device of the model's first parameter or buffer; the CPU if it has none.
+
+    >>> model_device(nn.Linear(4, 2))
+    device(type='cpu')
+    """
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -238,6 +258,17 @@ class Oracle:
 
     Every query is counted and judged; M shrinks between steps as samples fall. Some rows may be
     padding; attacks need not know which.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    >>> _ = model[1].weight.data.copy_(torch.eye(2))  # each pixel is a logit
+    >>> x, labels = torch.tensor([[[[0.75, 0.25]]]]), torch.tensor([0])
+    >>> random = SampleRandom.create(0, torch.arange(1))
+    >>> oracle = Oracle(model, x, labels, ThreatModel("linf", 0.375), random)
+    >>> oracle.gradient(oracle.x, margin)[0].flatten().tolist()
+    [-1.0, 1.0]
+    >>> _ = oracle.forward(oracle.region.project(x + torch.tensor([-0.375, 0.375])))
+    >>> oracle.fallen[0].item(), oracle.best_margin[0].item()
+    (True, -0.25)
     """
 
     def __init__(
@@ -555,6 +586,15 @@ def run(
         UsageError: the attack does not support the norm, or an unknown precision.
         DataError: images or labels are unfit.
         ModelError: the model's output is unfit or carries no gradient.
+
+    >>> from robustann.attacks.pgd import PGD
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    >>> _ = model[1].weight.data.copy_(torch.eye(2))  # each pixel is a logit
+    >>> x, labels = torch.tensor([[[[0.75, 0.25]]], [[[1.0, 0.125]]]]), torch.tensor([0, 0])
+    >>> random = SampleRandom.create(0, torch.arange(2))
+    >>> found = run(PGD(steps=20), model, x, labels, ThreatModel("linf", 0.375), random=random)
+    >>> found.success.tolist(), found.forwards.tolist()[1], found.backwards.tolist()[1]
+    ([True, False], 22, 20)
     """
     if precision != "float32" and precision not in LOW_PRECISION:
         raise unknown_name("precision", precision, ("float32", *LOW_PRECISION))
@@ -662,6 +702,13 @@ def craft(
 
     Returns:
         Images like ``x``, within the threat model, on the same device.
+
+    >>> from robustann.attacks.fgsm import FGSM
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    >>> _ = model[1].weight.data.copy_(torch.eye(2))  # each pixel is a logit
+    >>> x, random = torch.tensor([[[[0.75, 0.25]]]]), SampleRandom.create(0, torch.arange(1))
+    >>> craft(FGSM(), model, x, torch.tensor([0]), ThreatModel("linf", 0.25), random=random)
+    tensor([[[[0.5000, 0.5000]]]])
     """
     attack.check(threat)
     with frozen(model, random.seed):
@@ -678,6 +725,10 @@ def check_labels(labels: Tensor, count: int) -> None:
 
     Raises:
         DataError: with what was expected and what came.
+
+    >>> check_labels(torch.tensor([0.0, 1.0]), 2)
+    Traceback (most recent call last):
+    robustann.errors.DataError: expected ...
     """
     expected = f"expected {count} integer labels (N,) of at least 0"
     if labels.dim() != 1 or len(labels) != count or labels.dtype != torch.int64:
@@ -694,6 +745,10 @@ def check_classes(labels: Tensor, classes: int) -> None:
 
     Raises:
         DataError: with what was expected and what came.
+
+    >>> check_classes(torch.tensor([0, 10]), 10)
+    Traceback (most recent call last):
+    robustann.errors.DataError: expected ...
     """
     if len(labels) and int(labels.max()) >= classes:
         raise DataError(

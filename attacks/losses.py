@@ -17,7 +17,12 @@ from robustann.errors import unknown_name
 
 
 class Loss(Protocol):
-    """Maps (logits (N, K), labels (N,), targeted) to one loss a sample, (N,)."""
+    """Maps (logits (N, K), labels (N,), targeted) to one loss a sample, (N,).
+
+    >>> loss: Loss = margin
+    >>> loss(torch.tensor([[3.0, 1.0]]), torch.tensor([0]), False)
+    tensor([-2.])
+    """
 
     def __call__(self, logits: Tensor, labels: Tensor, targeted: bool) -> Tensor: ...
 

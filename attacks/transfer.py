@@ -29,6 +29,19 @@ class TransferResult:
         full_backwards: see there.
         agreement: share of the N originals that both models put in the same class. Where it is
             low, the surrogate is a poor stand-in, and failing to transfer says little.
+
+    >>> from robustann.attacks import FGSM
+    >>> def linear(*weight):
+    ...     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    ...     model[1].weight.data.copy_(torch.tensor([[1.0, 0.0], weight]))
+    ...     return model
+    >>> x, labels = torch.tensor([[[[0.625, 0.5]]]]), torch.tensor([0])
+    >>> threat, random = ThreatModel("linf", 0.125), SampleRandom.create(0, torch.arange(1))
+    >>> found = transfer(
+    ...     FGSM(), linear(0.0, 1.0), linear(0.5, 0.5), x, labels, threat, random=random
+    ... )
+    >>> found.surrogate.success.item(), found.target.success.item(), found.agreement
+    (True, True, 1.0)
     """
 
     target: AttackResult

@@ -45,6 +45,12 @@ def render(result: AuditResult) -> str:
     sorts tables, copies them as CSV and moves sliders; without it the page says the same.
 
     Every section has a template that sets ``title``; one that renders to nothing is left out.
+
+    >>> page = render(result)
+    >>> page == render(AuditResult.model_validate_json(result.to_json()))
+    True
+    >>> "<h1" in page, "<script src" in page
+    (True, False)
     """
     return _page("audit", "sections", result=result)
 
@@ -56,12 +62,21 @@ def render_comparison(results: Sequence[tuple[str, AuditResult]]) -> str:
     Raises:
         UsageError: fewer than two audits, or more than can be told apart.
         DataError: no sample was audited in all of them, or their classes or labels differ.
+
+    >>> page = render_comparison([("before", defended.before), ("after", defended.after)])
+    >>> 'id="difference"' in page, 'id="trends"' in page
+    (True, False)
     """
     return _page("compare", "compare", comparison=compare(results))
 
 
 def render_overview(folder: str, found: Sequence[Found]) -> str:
-    """An overview of the audits that were found in a folder, with trends over time."""
+    """An overview of the audits that were found in a folder, with trends over time.
+
+    >>> found = Found("a/results.json", "a/report.html", result)
+    >>> 'href="a/report.html"' in render_overview("runs", [found])
+    True
+    """
     return _page("index", "index", overview=overview(folder, found))
 
 

@@ -18,7 +18,12 @@ from robustann.extras import need
 
 
 class FromCallable(nn.Module):
-    """A function as a module: scores without gradients. Made by :func:`from_callable`."""
+    """A function as a module: scores without gradients. Made by :func:`from_callable`.
+
+    >>> model = from_callable(lambda x: x.reshape(len(x), -1), 2)
+    >>> type(model).__name__, model(torch.zeros(1, 1, 1, 2)).requires_grad
+    ('FromCallable', False)
+    """
 
     def __init__(
         self, function: Callable[[Any], Any], num_classes: int, takes: Literal["numpy", "torch"]
@@ -80,7 +85,12 @@ def from_callable(
 
 
 class FromFoolbox(nn.Module):
-    """A foolbox model as a module. Made by :func:`from_foolbox`."""
+    """A foolbox model as a module. Made by :func:`from_foolbox`.
+
+    >>> grey_levels = FromFoolbox(lambda x: x.flatten(1), bounds=(0.0, 255.0), net=None)
+    >>> grey_levels(torch.tensor([[[[0.0, 1.0]]]]))
+    tensor([[  0., 255.]])
+    """
 
     def __init__(self, model: Any, bounds: tuple[float, float], net: nn.Module | None) -> None:
         super().__init__()
@@ -136,7 +146,12 @@ def to_foolbox(model: nn.Module, *, device: str | torch.device | None = None) ->
 
 
 class FromArt(nn.Module):
-    """An ART classifier's network as a module. Made by :func:`from_art`."""
+    """An ART classifier's network as a module. Made by :func:`from_art`.
+
+    >>> model = from_art(to_art(nn.Flatten(), shape=(1, 1, 2), num_classes=2))
+    >>> model(torch.tensor([[[[0.25, 0.75]]]]))
+    tensor([[0.2500, 0.7500]])
+    """
 
     def __init__(
         self,
@@ -203,6 +218,10 @@ def to_art(model: nn.Module, *, shape: tuple[int, int, int], num_classes: int) -
         model: gives logits.
         shape: (C, H, W) of the images.
         num_classes: how many logits it gives.
+
+    >>> made = to_art(nn.Flatten(), shape=(1, 1, 2), num_classes=2)
+    >>> made.clip_values.tolist(), made.predict(np.array([[[[0.25, 0.75]]]], np.float32)).tolist()
+    ([0.0, 1.0], [[0.25, 0.75]])
     """
     from art.estimators.classification import PyTorchClassifier
 
@@ -254,7 +273,12 @@ def from_predict_proba(estimator: Any, *, flatten: bool = True) -> nn.Module:
 
 class ToPredictProba:
     """A module with the face of a fitted scikit-learn classifier. Made by
-    :func:`to_predict_proba`."""
+    :func:`to_predict_proba`.
+
+    >>> made = ToPredictProba(nn.Flatten(), (1, 1, 2), 2)
+    >>> made.predict([[0.25, 0.75], [1.0, 0.0]]).tolist()
+    [1, 0]
+    """
 
     def __init__(self, model: nn.Module, shape: tuple[int, int, int], num_classes: int) -> None:
         self.model = model.eval()

@@ -66,7 +66,12 @@ class Interval(_Value):
 
 
 class ClassScores(_Value):
-    """Precision, recall and F1 of one class; ``support`` counts its samples."""
+    """Precision, recall and F1 of one class; ``support`` counts its samples.
+
+    >>> dark = result.clean.classes[0]
+    >>> dark.name, dark.recall, dark.support
+    ('dark', 1.0, 2)
+    """
 
     name: str
     precision: Number
@@ -150,6 +155,9 @@ class CleanSamples(_Value):
 
     ``confidence`` is the softmax probability of the prediction, ``margin`` the logit of the
     label minus the largest other logit (negative where the prediction is wrong).
+
+    >>> result.clean_samples.margin
+    (0.8, 0.3, 0.2, 0.9)
     """
 
     index: tuple[int, ...]
@@ -168,6 +176,9 @@ class AttackSamples(_Value):
     ``distance`` is that of the adversarial image where ``success`` holds, else None. ``margin`` is
     that of the image kept (the adversarial one, or the best found). ``first_success`` counts the
     forwards up to the first adversarial iterate.
+
+    >>> result.attacks[0].samples.success
+    (False, True, True, False)
     """
 
     prediction: tuple[int, ...]
@@ -185,6 +196,10 @@ class AttackOutcome(_Value):
     samples that no earlier attack broke.
 
     ``control`` marks what is no attack but a yardstick (random noise).
+
+    >>> fgsm = result.attacks[0]
+    >>> fgsm.label, fgsm.succeeded, fgsm.attempted, fgsm.success_rate
+    ('fgsm', 2, 4, 0.5)
     """
 
     name: str
@@ -214,6 +229,11 @@ class WorstCase(_Value):
     ``margin`` are as in :class:`CleanSamples`, for the worst image that was kept (the original,
     where no attack came nearer to an error); None where the model gave no finite answer, and both
     empty in results of older versions.
+
+    >>> result.worst_case.broken_by
+    (None, 'fgsm', 'fgsm', None)
+    >>> [distance and round(distance, 3) for distance in result.worst_case.distance]
+    [None, 0.15, 0.1, None]
     """
 
     scores: Scores
@@ -226,7 +246,11 @@ class WorstCase(_Value):
 
 
 class CurvePoint(_Value):
-    """Robust accuracy at one eps: no attack of the audit broke these samples within it."""
+    """Robust accuracy at one eps: no attack of the audit broke these samples within it.
+
+    >>> [(round(point.eps, 3), point.robust_accuracy) for point in result.curve]
+    [(0.0, 1.0), (0.1, 0.75), (0.15, 0.5), (0.2, 0.5)]
+    """
 
     eps: Number
     robust_accuracy: Number
@@ -237,6 +261,9 @@ class Attribution(_Value):
     """One method's attribution maps of a gallery sample, as pictures in base64.
 
     ``target`` is the class that both maps explain.
+
+    >>> result.explanation.gallery[0].attributions[0].method
+    'Saliency'
     """
 
     method: str
@@ -250,7 +277,12 @@ class Attribution(_Value):
 
 class PathPoint(_Value):
     """An image on the line from a sample to its nearest adversarial image and beyond it, at this
-    ``distance`` in the audited norm, and what the model says of it."""
+    ``distance`` in the audited norm, and what the model says of it.
+
+    >>> path = result.explanation.gallery[0].path
+    >>> [(point.distance, point.prediction) for point in (path[0], path[-1])]
+    [(0.0, 1), (0.2, 0)]
+    """
 
     distance: Number
     image: str
@@ -266,6 +298,10 @@ class GallerySample(_Value):
     by ``amplification`` around mid-grey; ``path`` leads through the nearest adversarial image that
     a minimum-norm attack found. ``distance`` is that of the attacked image, ``nearest`` that of the
     nearest adversarial one, None where none is known within the threat model.
+
+    >>> shown = result.explanation.gallery[0]
+    >>> shown.why, shown.label, shown.attacked_prediction, shown.nearest
+    ('easiest to break', 1, 0, 0.1)
     """
 
     index: int
@@ -289,7 +325,12 @@ class GallerySample(_Value):
 class DriftStatistics(_Value):
     """Medians over ``n`` samples of how alike two maps are (1 = same explanation): Spearman's rank
     correlation of |attribution|, the share of the 5 % largest pixels in common, and SSIM. Intervals
-    are percentile bootstraps of the median."""
+    are percentile bootstraps of the median.
+
+    >>> drift = result.explanation.drift[0].attacked
+    >>> drift.n, drift.spearman  # maps of a single pixel have no order
+    (0, None)
+    """
 
     n: int
     spearman: MaybeNumber
@@ -307,6 +348,10 @@ class Drift(_Value):
     ``target`` is the class that is explained: the true one, or what the model says of each image.
     ``group`` are samples that the attack flipped, or those that it did not. ``difference`` is the
     median, over samples, of Spearman for noise minus Spearman for the attack.
+
+    >>> drift = result.explanation.drift[0]
+    >>> drift.method, drift.target, drift.group
+    ('Saliency', 'true class', 'flipped')
     """
 
     method: str
@@ -329,6 +374,10 @@ class MapQuality(_Value):
     difference of the logits, relative to the sum of |attribution|, after up to ``steps`` steps;
     ``incomplete`` maps stayed above the tolerance, or are empty where the logits differ. What only
     empty maps would tell (no gradient) is None.
+
+    >>> quality = {one.method: one for one in result.explanation.quality}
+    >>> quality["Integrated gradients"].completeness_error < 0.01
+    True
     """
 
     method: str
@@ -344,7 +393,11 @@ class MapQuality(_Value):
 class Explanation(_Value):
     """What the attributions say; ``rule`` tells how the gallery was chosen, ``left_out`` which
     methods this model does not allow. ``tensors`` are the gallery's exact images, as an ``.npz``
-    file's bytes; they are written beside the results, not into them."""
+    file's bytes; they are written beside the results, not into them.
+
+    >>> [shown.index for shown in result.explanation.gallery]
+    [2, 1]
+    """
 
     rule: str
     gallery: tuple[GallerySample, ...]
@@ -361,7 +414,11 @@ class Explanation(_Value):
 
 
 class DefenseUsed(_Value):
-    """A defense, and what it says of itself: where it helps, and where it is known not to."""
+    """A defense, and what it says of itself: where it helps, and where it is known not to.
+
+    >>> [(one.label, one.kind) for one in defended.comparison.defenses]
+    [('bit-depth:bits=1', 'sanitizer'), ('feature-squeezing', 'detector')]
+    """
 
     name: str
     label: str
@@ -373,7 +430,11 @@ class DefenseUsed(_Value):
 
 class StoredError(_Value):
     """Error with the weights in 8 bits, of which a share ``rate`` is wrong: the mean over patterns
-    of bit errors, and the worst of them. At a rate of 0 nothing is wrong but the rounding."""
+    of bit errors, and the worst of them. At a rate of 0 nothing is wrong but the rounding.
+
+    >>> StoredError(rate=0.01, mean=0.032, worst=0.053).worst
+    0.053
+    """
 
     rate: _Share
     mean: _Share
@@ -385,6 +446,9 @@ class HardeningStage(_Value):
 
     ``certified_accuracy`` is None where the audit did not certify; ``bit_errors`` is empty where it
     did not ask for faults in the weights.
+
+    >>> [(stage.name, stage.robust_accuracy) for stage in defended.comparison.stages]
+    [('before', 0.5), ('after', 0.5)]
     """
 
     name: str
@@ -405,6 +469,10 @@ class Paired(_Value):
     ``p`` is McNemar's exact one, two-sided: how likely so uneven a split of lost and gained is if
     nothing changed. ``difference`` is after minus before, with its 95 % interval (Agresti and Min,
     2005).
+
+    >>> change = defended.comparison.robust
+    >>> change.both, change.lost, change.gained, change.neither, change.p
+    (10, 0, 0, 10, 1.0)
     """
 
     both: int
@@ -421,6 +489,9 @@ class AttackerWay(_Value):
 
     A sample counts as broken by this attacker only if the audit confirms it, so that none is below
     the audit's own robust accuracy, the minimum over everything that was tried.
+
+    >>> [way.name for way in defended.comparison.ways]
+    ['transfer', 'identity', 'gradient', 'eot', 'score']
     """
 
     name: str
@@ -436,6 +507,9 @@ class DetectorRates(_Value):
 
     The ROC curve is that of the fooled images against the clean ones; no points and no ``auc``
     where none was fooled.
+
+    >>> [(way.words, way.fooled, way.evaded) for way in defended.comparison.detector.ways]
+    [('does not know of it', 10, 6), ('evades it too', 10, 10)]
     """
 
     words: str
@@ -452,6 +526,10 @@ class DetectorFound(_Value):
     """What a detector beside the network is worth; ``robust_accuracy`` counts a sample where the
     network is right, the clean image is not refused, and no attacker found a wrong one that passes.
     ``bare_robust_accuracy`` is that of the network alone under the attacker who does not know.
+
+    >>> found = defended.comparison.detector
+    >>> found.robust_accuracy, found.bare_robust_accuracy
+    (0.5, 0.5)
     """
 
     squeezers: tuple[str, ...]
@@ -473,6 +551,9 @@ class Hardening(_Value):
     ``sanitizer_verdict`` sums them up. What they broke counts in the audit that holds this, whose
     robust accuracy ``robust_accuracy`` repeats. ``detector`` stands apart, as the audits do not
     see it. ``notes`` say what the comparison leaves open.
+
+    >>> defended.comparison.sanitizer_verdict.partition(":")[0]
+    'Useless against an adaptive attacker'
     """
 
     defenses: tuple[DefenseUsed, ...]
@@ -489,7 +570,12 @@ class Hardening(_Value):
 
 
 class BitErrorLevel(_Value):
-    """Error at one bit error rate, over the patterns of bit errors that were tried."""
+    """Error at one bit error rate, over the patterns of bit errors that were tried.
+
+    >>> level = result.weights.float32.levels[0]
+    >>> level.rate, level.mean, level.worst
+    (1e-06, 0.0, 0.0)
+    """
 
     rate: Annotated[Number, Field(ge=1e-6, le=1)]
     mean: _Share
@@ -502,6 +588,9 @@ class BitErrors(_Value):
 
     ``stored_error`` is that of the weights as stored, without any bit error: after quantisation,
     or, for a guard, after it looked at whole weights.
+
+    >>> result.weights.fixed.bits, result.weights.fixed.stored_error
+    (8, 0.0)
     """
 
     bits: Annotated[int, Field(ge=1, le=64)]
@@ -518,7 +607,12 @@ class BitErrors(_Value):
 
 class BitFlip(_Value):
     """One flipped bit: of which weight, its stored code before and after, and the accuracy after
-    this flip and all before it. Bit 0 is the lowest."""
+    this flip and all before it. Bit 0 is the lowest.
+
+    >>> flip = result.weights.search.flips[0]
+    >>> flip.tensor, flip.bit, flip.before, flip.after, flip.accuracy
+    ('1.weight', 7, 0, 128, 0.5)
+    """
 
     tensor: str
     index: tuple[_Count, ...]
@@ -535,6 +629,10 @@ class BitSearch(_Value):
     ``searches``. The attacker saw ``attack_samples`` images; ``samples`` others were evaluated, in
     ``stored_accuracy`` before any flip. ``control`` holds the accuracy, over all of them, after as
     many random flips, one entry a try.
+
+    >>> search = result.weights.search
+    >>> search.reached, len(search.flips), search.total_bits, search.accuracy
+    (True, 1, 32, 0.5)
     """
 
     bits: Annotated[int, Field(ge=1, le=64)]
@@ -561,6 +659,9 @@ class Weights(_Value):
     curves: ``fixed`` for weights in 8-bit fixed point, ``float32`` for weights as they are,
     ``guarded`` for these with :class:`robustann.defenses.WeightGuard`. What could not be measured
     is None, and ``not_measured`` says why.
+
+    >>> result.weights.samples, result.weights.clean_error, result.weights.not_measured
+    (4, 0.0, ())
     """
 
     samples: Annotated[int, Field(ge=1)]
@@ -574,7 +675,12 @@ class Weights(_Value):
 
 
 class CorruptionLevel(_Value):
-    """Accuracy on all audited samples, corrupted at this severity: 1 to 5, the worst."""
+    """Accuracy on all audited samples, corrupted at this severity: 1 to 5, the worst.
+
+    >>> kind, level = result.corruptions.worst
+    >>> level.severity, level.accuracy
+    (4, 0.75)
+    """
 
     severity: Annotated[int, Field(ge=1, le=5)]
     accuracy: _Share
@@ -582,7 +688,11 @@ class CorruptionLevel(_Value):
 
 
 class CorruptionScores(_Value):
-    """Accuracy under one common corruption over its severities, rising."""
+    """Accuracy under one common corruption over its severities, rising.
+
+    >>> {one.kind: one.mean_accuracy for one in result.corruptions.kinds}["brightness"]
+    0.9
+    """
 
     kind: str
     levels: Annotated[tuple[CorruptionLevel, ...], Field(min_length=1)]
@@ -608,6 +718,9 @@ class Corruptions(_Value):
     the worst case. ``mean_accuracy`` is that over all kinds and severities, each with the same
     weight; None where nothing could be measured, and ``not_measured`` says what and why.
     ``forwards`` counts those of single images.
+
+    >>> result.corruptions.mean_accuracy, result.corruptions.worst[0]
+    (0.98, 'brightness')
     """
 
     kinds: tuple[CorruptionScores, ...]
@@ -643,6 +756,9 @@ class Seal(_Value):
 
     ``changes`` say what differs, a sentence each. The signature is not checked in an audit, which
     is given no key: only accidents are ruled out, and ``signed`` says that a check would tell more.
+
+    >>> Seal(intact=False, changes=("1.bias has other values",)).signed
+    False
     """
 
     intact: bool
@@ -651,7 +767,11 @@ class Seal(_Value):
 
 
 class CertifiedPoint(_Value):
-    """Certified accuracy at one eps: so many samples are proven to withstand everything in it."""
+    """Certified accuracy at one eps: so many samples are proven to withstand everything in it.
+
+    >>> [(one.eps, one.certified_accuracy) for one in result.certificate.curve if one.eps <= 0.1]
+    [(0.0, 1.0), (0.05, 1.0), (0.1, 0.75)]
+    """
 
     eps: Number
     certified_accuracy: Number
@@ -669,6 +789,9 @@ class Certificate(_Value):
     classified correctly whatever the threat model allows. ``crossed`` holds the places of samples
     that are certified and were broken all the same, within the audited eps or another one that
     was certified: there are none, unless the certificate or the judgement of an attack is wrong.
+
+    >>> result.certificate.method, result.certificate.certified, result.certificate.crossed
+    ('crown', (True, False, False, True), ())
     """
 
     method: Literal["crown", "ibp", "smoothing"]
@@ -687,6 +810,11 @@ class Gate(_Value):
 
     Where the figure is a change against an earlier audit, ``metric`` is named so
     (``change_of_robust_accuracy``) and a fall is negative. ``detail`` says what was compared.
+
+    >>> from robustann.auditing import with_gates
+    >>> gate = with_gates(result, {"robust_accuracy": 0.4}).gates[0]
+    >>> gate.on, gate.threshold, gate.value, gate.passed
+    ('lower', 0.4, 0.150039, False)
     """
 
     metric: str
@@ -698,7 +826,11 @@ class Gate(_Value):
 
 
 class Threat(_Value):
-    """The threat model of the audit; ``words`` says it in a sentence."""
+    """The threat model of the audit; ``words`` says it in a sentence.
+
+    >>> print(result.threat.words)
+    An attacker who may change every pixel by at most 0.2 and wants any wrong class.
+    """
 
     norm: str
     eps: Number
@@ -713,6 +845,9 @@ class Provenance(_Value):
 
     ``model_sha256`` covers names, shapes and bytes of all parameters and buffers;
     ``data_sha256`` the audited images and labels.
+
+    >>> result.provenance.seed, result.provenance.parameters
+    (0, 4)
     """
 
     versions: dict[str, str]
@@ -755,7 +890,11 @@ class Tuned(_Value):
 
 
 class Execution(_Value):
-    """What differs between two runs of the same audit."""
+    """What differs between two runs of the same audit.
+
+    >>> result.execution.device
+    'cpu'
+    """
 
     command: str
     started: str
@@ -775,6 +914,13 @@ class AuditResult(_Value):
 
     The three figures most asked for are properties: :attr:`clean_accuracy`,
     :attr:`robust_accuracy` (per-sample worst case over all attacks) and :attr:`propagations`.
+
+    >>> result.clean_accuracy, result.robust_accuracy, result.certificate.certified_accuracy
+    (1.0, 0.5, 0.5)
+    >>> result.believable, [one.check for one in result.findings if one.verdict == "fail"]
+    (True, [])
+    >>> AuditResult.model_validate_json(result.to_json()) == result
+    True
     """
 
     schema_version: Literal[1] = 1

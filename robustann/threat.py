@@ -369,6 +369,9 @@ def check_images(x: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         DataError: with what was expected, what came, and what to do.
 
     >>> check_images(torch.rand(2, 1, 8, 8))
+    >>> check_images(torch.rand(2, 8, 8))
+    Traceback (most recent call last):
+    robustann.errors.DataError: expected ...
     """
     low, high = bounds
     expected = f"expected float images (N, C, H, W) in [{low:g}, {high:g}]"

@@ -29,6 +29,11 @@ class Sanitizer(nn.Module, ABC):
     ``differentiable`` says whether its own derivative is of use; where it is not (it rounds, or
     leaves torch), :meth:`surrogate` is a stand-in for the backward pass of an attacker who knows
     it. ``helps`` and ``limits`` are repeated in reports.
+
+    >>> from robustann.defenses.sanitizers import BitDepth
+    >>> one = BitDepth(bits=3)
+    >>> one.label, one.hyperparameters, one.differentiable, list(one.parameters())
+    ('bit-depth:bits=3', {'bits': 3}, False, [])
     """
 
     name: ClassVar[str]

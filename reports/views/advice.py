@@ -23,7 +23,12 @@ _SURE = 0.7
 @dataclass(frozen=True)
 class Advice:
     """One thing to do, why, and a command for it, if there is one; ``subject`` is a name from
-    outside that it is about."""
+    outside that it is about.
+
+    >>> next_steps = {one.what: one for one in advice(result)}
+    >>> next_steps["Harden the model"].command
+    'robustann harden'
+    """
 
     what: str
     why: str
@@ -32,7 +37,11 @@ class Advice:
 
 
 def advice(result: AuditResult) -> list[Advice]:
-    """What follows from the findings, most urgent first."""
+    """What follows from the findings, most urgent first.
+
+    >>> advice(result)[0].what  # the interval of four samples is wide
+    'Take more samples'
+    """
     return [*_evaluation(result), *_model(result), *_further(result)]
 
 

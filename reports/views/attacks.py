@@ -12,7 +12,12 @@ from robustann.results import AuditResult, Scores
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the attacks table; what does not apply is None."""
+    """A row of the attacks table; what does not apply is None.
+
+    >>> worst = rows(result)[-1]
+    >>> worst.kind, worst.succeeded, worst.attempted, worst.success_rate
+    ('worst', 2, 4, 0.5)
+    """
 
     kind: Literal["clean", "control", "attack", "worst"]
     label: str
@@ -29,7 +34,11 @@ class Row:
 
 
 def rows(result: AuditResult) -> list[Row]:
-    """The clean samples, each attack in order, and the worst case over all of them."""
+    """The clean samples, each attack in order, and the worst case over all of them.
+
+    >>> [row.label for row in rows(result)]
+    ['Clean', 'fgsm', 'pgd:steps=10', 'fmn:steps=50 (curve)', 'Worst case']
+    """
     found = [Row("clean", "Clean", result.clean, per_image=1, forwards=result.n, backwards=0)]
     times: list[float | None] = []
     for attack in result.attacks:
@@ -92,6 +101,10 @@ def spent(result: AuditResult, limit: int = 60) -> list[tuple[int, float]]:
     """Propagations that the attacks had spent on an image, and the share that then still stood.
 
     Starts with the clean accuracy at the first propagation; at most ``limit`` steps.
+
+    >>> steps = spent(result)
+    >>> steps[0], [share for _, share in steps]
+    ((1, 1.0), [1.0, 0.5, 0.5])
     """
     price = {attack.label: attack.samples for attack in result.attacks}
     order = list(price)

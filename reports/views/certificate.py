@@ -6,7 +6,11 @@ from robustann.results import AuditResult, CertifiedPoint
 
 
 def proven(result: AuditResult) -> list[CertifiedPoint]:
-    """Certified accuracy over rising eps; empty where the audit has no certificate."""
+    """Certified accuracy over rising eps; empty where the audit has no certificate.
+
+    >>> [(point.eps, point.certified_accuracy) for point in proven(result)][:3]
+    [(0.0, 1.0), (0.05, 1.0), (0.1, 0.75)]
+    """
     found = result.certificate
     return sorted(found.curve, key=lambda point: point.eps) if found else []
 
@@ -20,7 +24,11 @@ METHODS = {
 
 
 def undecided(result: AuditResult) -> int:
-    """How many samples the model gets right that were neither certified nor broken."""
+    """How many samples the model gets right that were neither certified nor broken.
+
+    >>> undecided(result)  # two certified, two broken
+    0
+    """
     held = result.certificate.certified if result.certificate else (False,) * result.n
     clean, broken_by = result.clean_samples, result.worst_case.broken_by
     rows = zip(clean.label, clean.prediction, broken_by, held, strict=True)
@@ -28,7 +36,11 @@ def undecided(result: AuditResult) -> int:
 
 
 def crossed(result: AuditResult, limit: int = 20) -> str:
-    """Positions in the test part of samples that are certified and broken."""
+    """Positions in the test part of samples that are certified and broken.
+
+    >>> crossed(result)
+    ''
+    """
     if result.certificate is None:
         return ""
     rows = result.certificate.crossed

@@ -10,7 +10,12 @@ from robustann.results import MATRIX_LIMIT, AuditResult, ClassScores
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class, clean and in the worst case."""
+    """A class, clean and in the worst case.
+
+    >>> dark = classes(result)[0]
+    >>> dark.clean.recall, dark.worst.recall
+    (1.0, 0.5)
+    """
 
     clean: ClassScores
     worst: ClassScores
@@ -20,6 +25,9 @@ def classes(result: AuditResult) -> list[ClassRow]:
     """Classes with their scores clean and in the worst case.
 
     In order; but the weakest first where they are too many to read them all.
+
+    >>> [row.clean.name for row in classes(result)]
+    ['dark', 'bright']
     """
     pairs = zip(result.clean.classes, result.worst_case.scores.classes, strict=True)
     found = [ClassRow(clean, worst) for clean, worst in pairs]
@@ -29,7 +37,11 @@ def classes(result: AuditResult) -> list[ClassRow]:
 
 
 def weakest(result: AuditResult) -> list[ClassRow]:
-    """The classes of the lowest worst-case recall, among those that have samples."""
+    """The classes of the lowest worst-case recall, among those that have samples.
+
+    >>> [row.worst.name for row in weakest(result)]  # as weak as each other
+    ['dark', 'bright']
+    """
     present = [row for row in classes(result) if row.worst.support]
     lowest = min((row.worst.recall for row in present), default=0.0)
     return [row for row in present if row.worst.recall == lowest]
@@ -37,7 +49,11 @@ def weakest(result: AuditResult) -> list[ClassRow]:
 
 @dataclass(frozen=True)
 class Flip:
-    """How many samples of one class an attack turned into another."""
+    """How many samples of one class an attack turned into another.
+
+    >>> Flip("dark", "bright", samples=1, share=1.0) in flips(result)
+    True
+    """
 
     source: str
     target: str
@@ -46,7 +62,11 @@ class Flip:
 
 
 def flips(result: AuditResult, limit: int = 10) -> list[Flip]:
-    """The most frequent changes among broken samples, with their share of the class's broken."""
+    """The most frequent changes among broken samples, with their share of the class's broken.
+
+    >>> [(flip.source, flip.target, flip.samples) for flip in flips(result)]
+    [('dark', 'bright', 1), ('bright', 'dark', 1)]
+    """
     worst, labels = result.worst_case, result.clean_samples.label
     changes = Counter(
         (label, prediction)
@@ -65,7 +85,11 @@ def flips(result: AuditResult, limit: int = 10) -> list[Flip]:
 
 
 def turned(result: AuditResult) -> list[list[int]]:
-    """Clean prediction (rows) against worst-case prediction, of the samples correct unattacked."""
+    """Clean prediction (rows) against worst-case prediction, of the samples correct unattacked.
+
+    >>> turned(result)
+    [[1, 1], [1, 1]]
+    """
     size = len(result.class_names)
     counts = [[0] * size for _ in range(size)]
     clean = result.clean_samples

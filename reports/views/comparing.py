@@ -19,7 +19,12 @@ SYMBOLS = ("●", "■", "▲", "◆", "▬", "○")
 
 @dataclass(frozen=True)
 class Entry:
-    """One of the audits: a letter that stands for it, and the name that it came by."""
+    """One of the audits: a letter that stands for it, and the name that it came by.
+
+    >>> entry = compare([("a/results.json", result), ("b/results.json", result)]).entries[1]
+    >>> entry.letter, entry.symbol, entry.verdict.words
+    ('B', '■', 'No better than guessing')
+    """
 
     place: int
     letter: str
@@ -84,6 +89,11 @@ def compare(results: Sequence[tuple[str, AuditResult]]) -> Comparison:
     Raises:
         UsageError: fewer than two audits, or more than :data:`MOST`.
         DataError: their classes or labels differ, or two have no sample in common.
+
+    >>> both = compare([("a/results.json", result), ("b/results.json", result)])
+    >>> both.pairs[0].words, both.notes
+    ('is not shown to differ from A in robustness (0.0 points)',
+     ('A and B are of a model with the same weights.',))
     """
     if not 2 <= len(results) <= MOST:
         raise UsageError(
@@ -150,7 +160,12 @@ def _pair(first: Entry, other: Entry) -> Pair:
 
 
 def side_by_side(comparison: Comparison) -> list[tuple[str, list[AttackOutcome | None]]]:
-    """Each attack, in the order of its first appearance, with what it did in every audit."""
+    """Each attack, in the order of its first appearance, with what it did in every audit.
+
+    >>> both = compare([("a/results.json", result), ("b/results.json", result)])
+    >>> [(label, [one.succeeded for one in row]) for label, row in side_by_side(both)][:1]
+    [('fgsm', [2, 2])]
+    """
     columns = [{one.label: one for one in entry.result.attacks} for entry in comparison.entries]
     labels = list(dict.fromkeys(label for column in columns for label in column))
     return [(label, [column.get(label) for column in columns]) for label in labels]

@@ -31,7 +31,12 @@ class Bin:
 @dataclass(frozen=True)
 class Calibration:
     """Reliability of a list of confidences; ``error`` is the expected calibration error: the gap
-    between confidence and accuracy, averaged over samples (Guo et al. 2017)."""
+    between confidence and accuracy, averaged over samples (Guo et al. 2017).
+
+    >>> found = calibration([0.95, 0.95, 0.65], [True, False, True])
+    >>> found.samples, [(one.samples, one.accuracy) for one in found.bins]
+    (3, [(1, 1.0), (2, 0.5)])
+    """
 
     bins: tuple[Bin, ...]
     samples: int
@@ -64,7 +69,12 @@ def calibration(
 
 @dataclass(frozen=True)
 class Sure:
-    """The same samples, clean and in the worst case."""
+    """The same samples, clean and in the worst case.
+
+    >>> found = sure(result)
+    >>> found.worst.samples, found.worst.accuracy, sum(found.worst_margin)
+    (4, 0.5, 4)
+    """
 
     clean: Calibration
     worst: Calibration
@@ -78,7 +88,11 @@ class Sure:
 
 def sure(result: AuditResult) -> Sure | None:
     """Confidences and margins, clean and in the worst case; None for a result of an older version,
-    which does not hold them, or where nothing was attacked."""
+    which does not hold them, or where nothing was attacked.
+
+    >>> sure(result).clean.error  # always right, at a confidence of 63 %
+    0.3687
+    """
     worst, samples = result.worst_case, result.clean_samples
     if not worst.confidence or not result.attacks:
         return None

@@ -13,14 +13,23 @@ SANE = 0.5
 
 @dataclass(frozen=True)
 class DriftGroup:
-    """Rows of the drift table that belong together: one target, one group of samples."""
+    """Rows of the drift table that belong together: one target, one group of samples.
+
+    >>> group = drift_groups(result.explanation)[-1]
+    >>> group.title, [row.method for row in group.rows]
+    ('Samples that the attack did not flip', ['Saliency', 'Integrated gradients'])
+    """
 
     title: str
     rows: tuple[Drift, ...]
 
 
 def drift_groups(explanation: Explanation) -> list[DriftGroup]:
-    """Flipped samples first, by what is explained; then those that the attack did not flip."""
+    """Flipped samples first, by what is explained; then those that the attack did not flip.
+
+    >>> [group.title for group in drift_groups(result.explanation)][:1]
+    ['Flipped samples, maps of the true class']
+    """
     titles = {
         ("true class", "flipped"): "Flipped samples, maps of the true class",
         ("own prediction", "flipped"): "Flipped samples, maps of what the model says of each image",
@@ -35,7 +44,14 @@ def drift_groups(explanation: Explanation) -> list[DriftGroup]:
 
 
 def reading(drift: Drift) -> str:
-    """What a row of the drift table says, and what it does not."""
+    """What a row of the drift table says, and what it does not.
+
+    >>> from robustann.results import DriftStatistics as Alike
+    >>> moved = Drift(method="Saliency", attacked=Alike(n=64, spearman=0.4, top5=0.3),
+    ...               noise=Alike(n=64, spearman=0.9, top5=0.8))
+    >>> reading(moved)
+    'The attack moves this map further than random noise of the same size does.'
+    """
     attacked, noise = drift.attacked, drift.noise
     if not attacked.n or attacked.spearman is None or noise.spearman is None:
         return (
@@ -75,7 +91,11 @@ def _moved(drift: Drift) -> tuple[bool, bool]:
 
 
 def sanity(explanation: Explanation) -> list[tuple[str, str]]:
-    """Each method, and in a sentence whether it passes the check with random weights."""
+    """Each method, and in a sentence whether it passes the check with random weights.
+
+    >>> [method for method, _ in sanity(result.explanation)]
+    ['Saliency', 'Integrated gradients']
+    """
     said = []
     for one in explanation.quality:
         if one.reinitialised is None:
@@ -99,12 +119,22 @@ def sanity(explanation: Explanation) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class ShownPath:
-    """Where on a path the nearest adversarial image stands."""
+    """Where on a path the nearest adversarial image stands.
+
+    >>> shown = result.explanation.gallery[0]
+    >>> shown.path[ShownPath(5).found].distance == shown.nearest
+    True
+    """
 
     found: int
 
 
 def shown_path(sample: GallerySample) -> ShownPath:
-    """The first place at which the prediction is wrong, from the clean side; the middle if none."""
+    """The first place at which the prediction is wrong, from the clean side; the middle if none.
+
+    >>> shown = result.explanation.gallery[0]
+    >>> shown.path[shown_path(shown).found].distance == shown.nearest
+    True
+    """
     wrong = [place for place, one in enumerate(sample.path) if one.prediction != sample.label]
     return ShownPath(wrong[0] if wrong else len(sample.path) // 2)

@@ -43,7 +43,13 @@ class Listed:
 
 @dataclass(frozen=True)
 class Trend:
-    """Audits of the same data in the same threat model, in the order of time."""
+    """Audits of the same data in the same threat model, in the order of time.
+
+    >>> two = [Found(path, None, result) for path in ("a/results.json", "b/results.json")]
+    >>> (trend,) = overview("runs", two).trends
+    >>> trend.norm, trend.eps, len(trend.audits)
+    ('linf', '0.2', 2)
+    """
 
     data: str
     norm: str

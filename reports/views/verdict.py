@@ -13,7 +13,11 @@ State = Literal["doubted", "unknown", "broken", "unsure", "most", "part", "held"
 
 @dataclass(frozen=True)
 class Verdict:
-    """The state of the headline, by :data:`VERDICT_RULES`: a colour class, a symbol and words."""
+    """The state of the headline, by :data:`VERDICT_RULES`: a colour class, a symbol and words.
+
+    >>> verdict(result).state, verdict(result).words
+    ('broken', 'No better than guessing')
+    """
 
     state: State
     symbol: str
@@ -44,12 +48,21 @@ VERDICT_RULES: dict[str, str] = {
 
 
 def verdict(result: AuditResult) -> Verdict:
-    """The verdict on a result, by the rule that the report states."""
+    """The verdict on a result, by the rule that the report states.
+
+    >>> verdict(result).words, VERDICT_RULES[verdict(result).state]
+    ('No better than guessing', 'the robust accuracy is not above chance')
+    """
     return next(known for known in VERDICTS if known.state == _state(result))
 
 
 def measured(result: AuditResult) -> Verdict:
-    """What the figures alone say, whether or not they are to be believed."""
+    """What the figures alone say, whether or not they are to be believed.
+
+    >>> doubted = result.model_copy(update={"findings": ()})
+    >>> measured(doubted) == measured(result)
+    True
+    """
     return next(known for known in VERDICTS if known.state == _measured(result))
 
 
@@ -77,7 +90,12 @@ def _measured(result: AuditResult) -> State:
 
 @dataclass(frozen=True)
 class Glance:
-    """One answer beside the headline: pass, fail, partly, or nobody asked."""
+    """One answer beside the headline: pass, fail, partly, or nobody asked.
+
+    >>> gates = glance(result)[1]
+    >>> gates.about, gates.state, gates.words
+    ('Gates', 'none', 'No gate set')
+    """
 
     state: Literal["pass", "fail", "warn", "none"]
     symbol: str
@@ -88,7 +106,11 @@ class Glance:
 
 
 def glance(result: AuditResult) -> list[Glance]:
-    """Whether to believe it, and whether it is good enough: what a reader asks first."""
+    """Whether to believe it, and whether it is good enough: what a reader asks first.
+
+    >>> [(one.about, one.state) for one in glance(result)]
+    [('Evaluation', 'pass'), ('Gates', 'none')]
+    """
     return [_trust(result), _gates(result)]
 
 
@@ -129,7 +151,11 @@ def _gates(result: AuditResult) -> Glance:
 
 
 def knowledge(result: AuditResult) -> str:
-    """What the attackers of the audit knew of the model, in a sentence."""
+    """What the attackers of the audit knew of the model, in a sentence.
+
+    >>> knowledge(result)
+    'The attacker knows the weights, and every defense that belongs to the model.'
+    """
     access = {attack.access for attack in result.attacks if not attack.control}
     if "white-box" in access:
         return "The attacker knows the weights, and every defense that belongs to the model."

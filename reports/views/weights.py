@@ -14,7 +14,11 @@ from robustann.results import BitErrorLevel, BitErrors, BitSearch, Weights
 @dataclass(frozen=True)
 class Storage:
     """A way in which weights are stored, and how it is drawn: a CSS class, and a mark with the
-    symbol that stands for it in a text."""
+    symbol that stands for it in a text.
+
+    >>> [(storage.kind, storage.mark) for storage in storages(result.weights)]
+    [('fixed', 'disc'), ('float', 'square'), ('guarded', 'triangle')]
+    """
 
     kind: Literal["fixed", "float", "guarded"]
     words: str
@@ -24,7 +28,11 @@ class Storage:
 
 
 def storages(weights: Weights) -> list[Storage]:
-    """The ways of storing weights in which bit errors were measured."""
+    """The ways of storing weights in which bit errors were measured.
+
+    >>> [storage.words for storage in storages(result.weights)]
+    ['8-bit fixed point', 'float32', 'float32 with a guard']
+    """
     found = []
     if weights.fixed is not None:
         words = f"{weights.fixed.bits}-bit fixed point"
@@ -48,7 +56,12 @@ def bit_error_rate(rate: float) -> str:
 
 
 def bit_error_rows(weights: Weights) -> list[tuple[float, list[BitErrorLevel | None]]]:
-    """Each bit error rate with its level in each of :func:`storages`; None where it has none."""
+    """Each bit error rate with its level in each of :func:`storages`; None where it has none.
+
+    >>> rate, levels = bit_error_rows(result.weights)[0]
+    >>> rate, [level.mean for level in levels]
+    (1e-06, [0.0, 0.0, 0.0])
+    """
     columns = [
         {level.rate: level for level in storage.errors.levels} for storage in storages(weights)
     ]
@@ -57,7 +70,11 @@ def bit_error_rows(weights: Weights) -> list[tuple[float, list[BitErrorLevel | N
 
 
 def faults(weights: Weights) -> list[str]:
-    """What wrong bits in the weights mean, a sentence each, in plain words."""
+    """What wrong bits in the weights mean, a sentence each, in plain words.
+
+    >>> faults(result.weights)[0].partition(":")[0], len(faults(result.weights))
+    ('By accident', 3)
+    """
     said = []
     if weights.fixed is not None:
         stored = weights.fixed.stored_error
@@ -96,16 +113,16 @@ def _chosen(search: BitSearch) -> str:
     flips, bits = len(search.flips), f"{search.total_bits:,}"
     if not flips:
         return "On purpose: the model is at the level of guessing without a single flip."
-    word = "flip" if flips == 1 else "flips"
+    word, bring = ("flip", "brings") if flips == 1 else ("flips", "bring")
     if search.reached:
         said = (
-            f"On purpose: {flips} {word} of chosen bits, of {bits}, bring accuracy from {start} "
+            f"On purpose: {flips} {word} of chosen bits, of {bits}, {bring} accuracy from {start} "
             f"down to {left}, about that of guessing"
         )
     else:
         said = (
-            f"On purpose: {flips} {word} of chosen bits, of {bits}, bring accuracy from {start} to "
-            f"{left}; the search ended there, short of guessing"
+            f"On purpose: {flips} {word} of chosen bits, of {bits}, {bring} accuracy from {start} "
+            f"to {left}; the search ended there, short of guessing"
         )
     if search.control:
         said += f"; as many random ones leave {percent(min(search.control))} or more"
@@ -113,5 +130,9 @@ def _chosen(search: BitSearch) -> str:
 
 
 def hit(search: BitSearch, limit: int = 5) -> list[tuple[str, int]]:
-    """The tensors that most flips hit, with how many."""
+    """The tensors that most flips hit, with how many.
+
+    >>> hit(result.weights.search)
+    [('1.weight', 1)]
+    """
     return Counter(flip.tensor for flip in search.flips).most_common(limit)

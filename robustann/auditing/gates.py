@@ -149,6 +149,12 @@ def with_gates(
 
     Raises:
         UsageError: a metric is unknown, or nothing was certified.
+
+    >>> decided = with_gates(result, {"robust_accuracy": 0.4}, on="point")
+    >>> decided.gates[0].value, decided.gates[0].passed
+    (0.5, True)
+    >>> with_gates(result, {"robust_accuracy": 0.4}).gates[0].value  # the interval's end
+    0.150039
     """
     gates = []
     for metric, threshold in demands.items():

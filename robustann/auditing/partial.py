@@ -268,7 +268,11 @@ def forget(root: Path) -> None:
 
     Files that no audit wrote stay.
 
-    >>> forget(Path("no such folder"))
+    >>> import tempfile
+    >>> root = Path(tempfile.mkdtemp())
+    >>> forget(root)
+    >>> root.exists()
+    False
     """
     for folder in _own_folders(root):
         for path in folder.iterdir():

@@ -22,6 +22,16 @@ class Cases:
     ``attack`` the label of the attack that made it. ``nearest`` is the nearest adversarial image
     that a minimum-norm attack found, wherever it lies, or the attacked one where it found none;
     ``norm`` is the audited one.
+
+    >>> image = torch.zeros(1, 1, 2, 2)
+    >>> one, sure = torch.tensor([1]), torch.tensor([0.9])
+    >>> cases = Cases(
+    ...     index=one, label=one, clean=image, attacked=image + 0.1, clean_prediction=one,
+    ...     attacked_prediction=one - 1, clean_confidence=sure, attacked_confidence=sure,
+    ...     success=one > 0, distance=0.1 * one, attack=["pgd"], eps=0.1, bounds=(0.0, 1.0),
+    ... )
+    >>> cases.norm, cases.nearest is None
+    ('linf', True)
     """
 
     index: Tensor

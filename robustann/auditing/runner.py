@@ -75,7 +75,16 @@ Explainer = Callable[[nn.Module, Cases, Sequence[str], int], Explanation]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an audit will cost at most: every sample correct, and none falling."""
+    """What an audit will cost at most: every sample correct, and none falling.
+
+    >>> from robustann.data import load_data
+    >>> from robustann.threat import ThreatModel
+    >>> model, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), load_data("digits")
+    >>> config = AuditConfig(threat=ThreatModel("linf", 0.1), preset="quick", max_samples=20)
+    >>> found = Audit(config).estimate(model, data.test, class_names=data.class_names)
+    >>> found.samples, found.propagations > 20 * 100, found.device
+    (20, True, 'cpu')
+    """
 
     samples: int
     propagations: int

@@ -38,6 +38,13 @@ class LinfCertificate:
         prediction: the class predicted for the original.
         threat: the threat model.
         method: how it was proven.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    >>> _ = model[1].weight.data.copy_(torch.eye(2))  # each pixel is a logit
+    >>> x = torch.tensor([[[[0.75, 0.25]]], [[[0.5, 0.25]]]])
+    >>> found = certify_linf(model, x, torch.tensor([0, 0]), ThreatModel("linf", 0.2))
+    >>> [round(margin, 3) for margin in found.margin.tolist()], found.certified_accuracy
+    ([0.1, -0.15], 0.5)
     """
 
     certified: Tensor

@@ -36,6 +36,14 @@ class CurvePoint:
         certified: how many images are classified correctly with a certified radius beyond it.
         accuracy: their share of all images.
         interval: 95 % Wilson interval of the share.
+
+    >>> found = SmoothingCertificate(
+    ...     prediction=torch.tensor([0, 1]), radius=torch.tensor([0.4, 0.2]),
+    ...     labels=torch.tensor([0, 1]), guess=torch.tensor([0, 1]), counts=torch.tensor([99, 80]),
+    ...     sigma=0.25, n0=10, n=100, alpha=0.001,
+    ... )
+    >>> [(point.radius, point.accuracy) for point in found.curve([0.0, 0.25, 0.5])]
+    [(0.0, 1.0), (0.25, 0.5), (0.5, 0.0)]
     """
 
     radius: float
@@ -61,6 +69,14 @@ class SmoothingCertificate:
         n0: draws to choose the class.
         n: draws to bound its probability.
         alpha: share of certificates that may be wrong by chance.
+
+    >>> found = SmoothingCertificate(
+    ...     prediction=torch.tensor([0, -1]), radius=torch.tensor([0.4, 0.0]),
+    ...     labels=torch.tensor([0, 1]), guess=torch.tensor([0, 1]), counts=torch.tensor([99, 50]),
+    ...     sigma=0.25, n0=10, n=100, alpha=0.001,
+    ... )
+    >>> found.abstained.tolist(), found.certified(0.25).tolist(), round(found.largest_radius, 3)
+    ([False, True], [True, False], 0.375)
     """
 
     prediction: Tensor

@@ -31,7 +31,13 @@ Overrides = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Job:
-    """One threat model of an audit: what to run, and the name of its folder."""
+    """One threat model of an audit: what to run, and the name of its folder.
+
+    >>> threats = {"linf": ["4/255", "8/255"], "l2": ["0.5"]}
+    >>> asked = {"model": {"path": "m.safetensors"}, "threats": threats}
+    >>> [(job.slug, job.config.threat.eps) for job in resolve(None, asked).jobs][-1]
+    ('l2-0.5', 0.5)
+    """
 
     slug: str
     config: AuditConfig
@@ -122,6 +128,13 @@ def resolve(path: Path | None, overrides: Overrides | None = None) -> Settings:
 
     Raises:
         UsageError: the file cannot be read, is no TOML, or holds unknown keys or unfit values.
+
+    >>> settings = resolve(None, {"model": {"path": "m.onnx"}, "threats": {"l2": "0.5"}})
+    >>> settings.values.model.path, [job.slug for job in settings.jobs]
+    ('m.onnx', ['l2-0.5'])
+    >>> resolve(None, {"model": {"paths": "m.onnx"}})
+    Traceback (most recent call last):
+    robustann.errors.UsageError: unknown key in [model] 'paths'; did you mean 'path'? ...
     """
     given: Overrides = overrides or {}
     raw: dict[str, Any] = {}

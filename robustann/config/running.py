@@ -47,7 +47,13 @@ _RESULTS = ("results.json", "samples.csv", "report.html")
 
 @dataclass(frozen=True)
 class Run:
-    """What shall be run, and where its results go; :func:`prepare` makes it."""
+    """What shall be run, and where its results go; :func:`prepare` makes it.
+
+    >>> from robustann.config.reading import resolve
+    >>> settings = resolve(None, {"model": {"path": "m.safetensors"}})
+    >>> [path.name for path in prepare(settings, Path("runs/m")).targets]
+    ['results.json', 'samples.csv', 'report.html', 'summary.json']
+    """
 
     settings: Settings
     folder: Path
@@ -279,6 +285,14 @@ def prepare(settings: Settings, folder: Path) -> Run:
 
     Raises:
         UsageError: a baseline is missing or of another threat model, or two files have one name.
+
+    >>> from robustann.config.reading import resolve
+    >>> threats = {"linf": ["8/255"], "l2": ["0.5"]}
+    >>> run = prepare(
+    ...     resolve(None, {"model": {"path": "m.safetensors"}, "threats": threats}), Path("runs/m")
+    ... )
+    >>> [run.place(job).as_posix() for job in run.jobs]
+    ['runs/m/linf-8-255', 'runs/m/l2-0.5']
     """
     run = Run(settings, folder, settings.jobs, _baselines(settings))
     output = settings.values.output

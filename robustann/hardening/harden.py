@@ -72,6 +72,9 @@ class HardenResult:
             none; the audits do not see it.
         detector: it, around ``network``, with its threshold set on validation images.
         state: the folder that was given for what is kept on the way.
+
+    >>> defended.before.robust_accuracy, defended.after.robust_accuracy, defended.sanitizers
+    (0.5, 0.5, ('bit-depth:bits=1',))
     """
 
     model: nn.Module

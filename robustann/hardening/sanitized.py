@@ -60,7 +60,12 @@ class _Value(BaseModel):
 
 
 class SanitizerFacts(_Value):
-    """A sanitizer as measured; ``helps`` and ``limits`` are what is known of it beforehand."""
+    """A sanitizer as measured; ``helps`` and ``limits`` are what is known of it beforehand.
+
+    >>> facts = defended.sanitized.sanitizers[0]
+    >>> facts.label, facts.differentiable
+    ('bit-depth:bits=1', False)
+    """
 
     name: str
     label: str
@@ -79,6 +84,10 @@ class Way(_Value):
     ``success`` has one entry a sample. ``forwards`` and ``backwards`` count images through the
     defense, each draw by itself; what the bare model was asked in crafting is not in them. Where
     nothing is drawn at random, ``eot`` is the ``same_as`` ``gradient``, at no further cost.
+
+    >>> way = defended.sanitized.way("gradient")
+    >>> way.succeeded, way.attempted, way.robust_accuracy
+    (10, 20, 0.5)
     """
 
     name: WayName
@@ -102,6 +111,10 @@ class SanitizedResult(_Value):
     none did, or where ``clean_correct`` is false.
 
     ``verdict``: see :func:`judged`.
+
+    >>> found = defended.sanitized
+    >>> found.verdict, found.robust_accuracy, found.bare_robust_accuracy
+    ('useless', 0.5, 0.5)
     """
 
     sanitizers: tuple[SanitizerFacts, ...]

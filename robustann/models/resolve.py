@@ -71,6 +71,12 @@ class Resolved:
         class_names: as the model's files or the user name the outputs; None where nobody does.
         notes: what was taken from where, a line each.
         sha256: of the file, in hex; None where the user's code made it all.
+
+    >>> from robustann.data import load_data
+    >>> request = ModelRequest(factory="torch.nn:Flatten", mean=(0.5,), std=(0.25,))
+    >>> found = resolve_model(request, lambda size: load_data("digits"))
+    >>> found.sha256, found.class_names[:3], found.model.spec.mean  # from code, not from a file
+    (None, ('0', '1', '2'), (0.5,))
     """
 
     model: nn.Module

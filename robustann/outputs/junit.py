@@ -13,6 +13,11 @@ def junit(verdict: Verdict) -> str:
 
     A case fails exactly where it decides the exit code: a trust check that failed is skipped, with
     its explanation, unless the run was strict. An audit that did not finish is an error.
+
+    >>> from robustann.outputs.verdict import conclude
+    >>> text = junit(conclude([Audited("linf-0.2", "linf 0.2", "runs/audit", result)]))
+    >>> Xml.fromstring(text.encode()).attrib["failures"]
+    '0'
     """
     suites = Xml.Element("testsuites", name="robustann audit")
     for one in verdict.audits:

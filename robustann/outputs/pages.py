@@ -13,7 +13,13 @@ _MOST_CLASSES = 20
 
 
 def summary_page(verdict: Verdict) -> str:
-    """A summary for a pull request: verdict, figures, gates, doubts."""
+    """A summary for a pull request: verdict, figures, gates, doubts.
+
+    >>> from robustann.outputs.verdict import conclude
+    >>> page = summary_page(conclude([Audited("linf-0.2", "linf 0.2", "runs/audit", result)]))
+    >>> page.splitlines()[0]
+    '## ✅ Robustness: pass'
+    """
     parts = [
         f"## {_SYMBOLS[verdict.word]} Robustness: {verdict.word}",
         f"{markdown(verdict.model)} on {markdown(verdict.data)}",
@@ -40,6 +46,11 @@ def model_card(verdict: Verdict) -> str:
     """A model card (Mitchell et al., FAT* 2019): what was measured, how, and what it does not say.
 
     What an audit cannot know (intended use, training data) is left to be filled in.
+
+    >>> from robustann.outputs.verdict import conclude
+    >>> card = model_card(conclude([Audited("linf-0.2", "linf 0.2", "runs/audit", result)]))
+    >>> [line for line in card.splitlines() if line.startswith("## ")][:4]
+    ['## Model', '## Intended use', '## Training data', '## Evaluation']
     """
     finished = [(one, one.result) for one in verdict.audits if one.result is not None]
     parts = [f"# Model card: {markdown(verdict.model)}"]

@@ -30,6 +30,12 @@ def sarif(verdict: Verdict) -> str:
     A failed gate is an error; a failed trust check a warning, in a strict run an error; a model
     that was refused an error at its file. An audit that did not finish is a notification of an
     invocation that was not successful.
+
+    >>> from robustann.outputs.verdict import conclude
+    >>> stopped = Audited("l2-1", "l2 1", "runs/audit", None, "no memory")
+    >>> log = json.loads(sarif(conclude([stopped])))
+    >>> log["version"], log["runs"][0]["invocations"][0]["exitCodeDescription"]
+    ('2.1.0', 'not finished')
     """
     rules: dict[str, dict[str, Any]] = {}
     results = []

@@ -26,6 +26,10 @@ class Audited:
         result: with its gates decided; None if the audit did not finish.
         error: why it did not finish.
         exit_code: of that error.
+
+    >>> one = Audited("linf-0.2", "linf 0.2", "runs/audit", result)
+    >>> one.failed, one.unresolved, len(one.findings)
+    ((), (), 20)
     """
 
     slug: str
@@ -67,6 +71,10 @@ class Verdict:
             else the results.
         model: what was audited, and ``data`` on what, in words.
         exit_code: 0, or the gravest of what happened.
+
+    >>> found = conclude([Audited("linf-0.2", "linf 0.2", "runs/audit", result)], strict=True)
+    >>> found.word, found.exit_code
+    ('pass', 0)
     """
 
     audits: tuple[Audited, ...]

@@ -18,6 +18,10 @@ class Check:
         means: what a failure means for the robust accuracy.
         advice: what to do then.
         source: who proposed to look.
+
+    >>> check = CHECKS["randomised"]
+    >>> check.threshold, check.source.partition(";")[0]
+    (0.0001, 'Athalye et al. 2018, arXiv:1802.00420')
     """
 
     threshold: float | None

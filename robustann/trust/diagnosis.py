@@ -53,6 +53,13 @@ class Diagnosis:
         saturated: softmax is exactly 0 and 1 in float32.
         dynamic: the model calls autograd while it predicts.
         propagations: forwards and backwards of single images spent.
+
+    >>> x = torch.rand(8, 1, 4, 4)
+    >>> model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(16, 3))
+    >>> model[1].train = lambda mode=True: model[1]  # stays random in eval mode
+    >>> found = diagnose(model, x, torch.zeros(8, dtype=torch.int64), ThreatModel("linf", 0.1))
+    >>> found.randomised, found.batch_dependent
+    (True, False)
     """
 
     findings: tuple[Finding, ...]
