@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from attacking import streams
 from torch import Tensor, nn
 
 from robustann.attacks import FGSM, PGD, UniformNoise
@@ -94,10 +95,6 @@ def robust_accuracy(model: nn.Module, split: Split, threat: ThreatModel = LINF) 
     attack = PGD(steps=40, restarts=2, loss="margin")
     result = run(attack, model, split.images(slice(None)), split.labels, threat, random=random)
     return 1 - result.success_rate
-
-
-def streams(count: int, seed: int = 0) -> SampleRandom:
-    return SampleRandom.create(seed, torch.arange(count))
 
 
 def linear(classes: int = 3, entries: int = 16) -> nn.Module:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import fields
 from typing import Any
 
 import networks
 import pytest
 import torch
+from attacking import centred, equal, generator, some, streams
 from torch import Tensor, nn
 
 from robustann.attacks import PGD, Attack, AttackResult, parse_attack
@@ -23,31 +23,6 @@ from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 
 NORMS = ["linf", "l2", "l1"]
-
-
-def streams(count: int, seed: int = 0) -> SampleRandom:
-    return SampleRandom.create(seed, torch.arange(count))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def linear(shape: tuple[int, int, int], classes: int, seed: int = 0) -> nn.Sequential:
-    """A linear model whose logits are near zero in the middle of the box."""
-    layer = nn.Linear(math.prod(shape), classes)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator(seed)))
-        layer.bias.copy_(-layer.weight.sum(1) / 2)
-    return nn.Sequential(nn.Flatten(), layer)
-
-
-def some(
-    model: nn.Module, count: int, shape: tuple[int, int, int], seed: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Images with many entries at an end of the box, and what the model takes them for."""
-    x = (torch.rand((count, *shape), generator=generator(seed)) * 1.4 - 0.2).clamp(0, 1)
-    return x, predict_logits(model, x).argmax(1)
 
 
 def _reference_fall(w: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
@@ -106,7 +81,7 @@ EPS = {"linf": 0.05, "l2": 0.4, "l1": 0.6}
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_optimum_of_two_classes(norm: Any, loss: str) -> None:
     """Where an image stands, the best margin is the least one of ball and box."""
-    model = linear((1, 6, 8), 2)
+    model = centred((1, 6, 8), 2)
     x, labels = some(model, 120, (1, 6, 8))
     threat = ThreatModel(norm, EPS[norm])
     worst, clean = optimum(model, x, labels, threat)
@@ -125,7 +100,7 @@ def test_the_optimum_of_two_classes(norm: Any, loss: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_optimum_of_many_classes_by_targets(norm: Any, classes: int) -> None:
     """One run for each runner-up: the best of them is the optimum over all classes."""
-    model = linear((3, 4, 4), classes)
+    model = centred((3, 4, 4), classes)
     x, labels = some(model, 40, (3, 4, 4))
     threat = ThreatModel(norm, EPS[norm])
     worst, clean = optimum(model, x, labels, threat)
@@ -147,7 +122,7 @@ def test_the_optimum_of_many_classes_by_targets(norm: Any, classes: int) -> None
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
 def test_a_target_is_the_runner_up_that_was_named(classes: int, norm: Any, loss: str) -> None:
     """The last image is where the wanted class leads the label by nearly as much as can be."""
-    model = linear((1, 5, 7), classes)
+    model = centred((1, 5, 7), classes)
     x, labels = some(model, 16, (1, 5, 7))
     rival = runner_up(predict_logits(model, x), labels, 2)
     expected = predict_logits(model, x).argsort(1, descending=True)[:, min(2, classes - 1)]
@@ -170,7 +145,7 @@ def test_a_target_is_the_runner_up_that_was_named(classes: int, norm: Any, loss:
 @pytest.mark.parametrize("count", [1, 9])
 @pytest.mark.parametrize("attack", [APGD(steps=8), APGD(steps=8, targets=1), MIFGSM()])
 def test_shapes(attack: Attack, count: int, shape: tuple[int, int, int]) -> None:
-    model = linear(shape, 4)
+    model = centred(shape, 4)
     x, labels = some(model, count, shape)
     for norm in sorted(attack.norms):
         threat = ThreatModel(norm, 0.2)  # type: ignore[arg-type]
@@ -295,7 +270,7 @@ def test_the_path_is_the_papers(norm: Any) -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_start_lies_on_the_sphere(norm: Any) -> None:
     x = torch.full((8, 1, 4, 4), 0.5)
-    model = Recording(linear((1, 4, 4), 2))
+    model = Recording(centred((1, 4, 4), 2))
     threat = ThreatModel(norm, 0.1)
     labels = predict_logits(model, x).argmax(1)
     model.seen.clear()
@@ -473,14 +448,6 @@ def test_mifgsm_in_l2(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
 # ----------------------------------------------------------------------------------- contract
 
 
-def equal(first: AttackResult, second: AttackResult) -> bool:
-    return all(
-        torch.equal(getattr(first, field.name), getattr(second, field.name))
-        for field in fields(AttackResult)
-        if field.name != "attack"
-    )
-
-
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(
     "attack", [APGD(steps=15, restarts=2), APGD(steps=15, targets=2, loss="dlr")]
@@ -507,7 +474,7 @@ def test_the_batch_does_not_matter(
 def test_what_stands_pays_the_cost(attack: Attack, norm: Any) -> None:
     if norm not in attack.norms:
         return
-    model = linear((1, 4, 4), 3)
+    model = centred((1, 4, 4), 3)
     x, labels = some(model, 11, (1, 4, 4))
     threat = ThreatModel(norm, 0)
     result = run(attack, model, x, labels, threat, random=streams(11), known_correct=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random as python_random
-from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from attacking import Watched, equal, streams
 from click.testing import CliRunner
 from torch import Tensor, nn
 
@@ -52,18 +53,11 @@ QUICK = {
 }
 
 
-def streams(count: int, seed: int = 0) -> SampleRandom:
-    return SampleRandom.create(seed, torch.arange(count))
-
-
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
     """Paler digits: the edges of the pixel range are far from all of them."""
-    from sklearn.datasets import load_digits
-
-    data, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy(data / 16).float().view(-1, 1, 8, 8)
-    return x * 0.5 + 0.25, torch.from_numpy(labels).long()
+    x, labels = networks.digits()
+    return x * 0.5 + 0.25, labels
 
 
 @pytest.fixture(scope="module")
@@ -96,32 +90,6 @@ def correct(digits: tuple[Tensor, Tensor], linear: nn.Sequential) -> tuple[Tenso
     slope = (weight[labels][:, None] - weight[None]).norm(dim=2)
     distance = (gap / slope).scatter(1, labels[:, None], torch.inf).amin(1)
     return x, labels, distance
-
-
-class Watched(nn.Module):
-    """Counts what it is asked, and refuses what is not float32."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.forwards = 0
-        self.backwards = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert x.dtype == torch.float32
-        self.forwards += len(x)
-        logits: Tensor = self.model(x)
-        if logits.requires_grad:
-            logits.register_hook(self._backward)  # type: ignore[no-untyped-call]
-        return logits
-
-    def _backward(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
-
-
-def equal(first: AttackResult, second: AttackResult) -> bool:
-    names = [field.name for field in fields(AttackResult) if field.name != "attack"]
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in names)
 
 
 # ----------------------------------------------------------------------------- known optima

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from attacking import equal, streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -37,10 +38,6 @@ from robustann.threat import NORMS, ThreatModel
 EPS = {"linf": 0.15, "l2": 1.0, "l1": 6.0, "l0": 8.0}
 # Small settings for whatever hyper-parameter has one of these names: the contract holds for any.
 QUICK: dict[str, Any] = {"steps": 12, "restarts": 2, "draws": 4, "queries": 100, "trials": 2}
-
-
-def streams(count: int, seed: int = 0) -> SampleRandom:
-    return SampleRandom.create(seed, torch.arange(count))
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +74,6 @@ CASES = [
     for norm in NORMS
     if norm in kind.norms
 ]
-
-
-def equal(first: AttackResult, second: AttackResult) -> bool:
-    return all(
-        torch.equal(getattr(first, field.name), getattr(second, field.name))
-        for field in fields(AttackResult)
-        if field.name != "attack"
-    )
 
 
 @pytest.mark.parametrize("targeted", [False, True])

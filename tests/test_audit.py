@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from attacking import lasting
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 
@@ -29,13 +29,6 @@ def result(request, model_file, digits):
     """A preset, whose attacks follow each other, and attacks named one by one."""
     attacks = NAMED if request.param == "named" else None
     return ra.audit(ra.load_model(model_file), digits, THREAT, preset="quick", attacks=attacks)
-
-
-def lasting(result: ra.AuditResult) -> dict:
-    """The result as JSON, without what may differ between two runs."""
-    values = json.loads(result.to_json())
-    del values["execution"]
-    return values
 
 
 def assert_scores(scores, labels, predictions):

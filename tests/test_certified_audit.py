@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attacking import lasting
 from pydantic import ValidationError
 from torch import nn
 
@@ -36,12 +37,6 @@ def trained(digits) -> nn.Module:
 @pytest.fixture(scope="module")
 def result(trained, digits) -> ra.AuditResult:
     return ra.audit(trained, digits, THREAT, **ASKED)
-
-
-def lasting(result: ra.AuditResult) -> dict:
-    values = json.loads(result.to_json())
-    del values["execution"]
-    return values
 
 
 def certify_everything(model, x, labels, threat, **options) -> LinfCertificate:

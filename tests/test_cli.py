@@ -17,21 +17,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import robustann as ra
-from robustann.cli import main
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robustann", *map(str, arguments)])
-        code = main._run()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def audit_arguments(model_file: Path, *more: str) -> list[str]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shlex
-import sys
 import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
@@ -42,20 +41,6 @@ curve = false
 enabled = false
 """
 TWO = '[threats]\nlinf = "8/255"\nl2 = 0.5\n'
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robustann", *map(str, arguments)])
-        code = main._run()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

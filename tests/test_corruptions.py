@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from attacking import streams
 from torch import Tensor, nn
 
 from robustann.attacks import registered
@@ -23,10 +24,6 @@ from robustann.attacks.engine import predict_logits
 from robustann.errors import DataError, UsageError
 from robustann.metrics import wilson_interval
 from robustann.rng import SampleRandom
-
-
-def streams(count: int, seed: int = 0) -> SampleRandom:
-    return SampleRandom.create(seed, torch.arange(count))
 
 
 def textured(count: int, channels: int, height: int, width: int) -> Tensor:

@@ -60,15 +60,6 @@ def _write_images(
     return paths
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder; ``sys.path`` and imported modules are put back."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    return tmp_path
-
-
 # --- digits and MNIST
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from attacking import generator, linear, streams
 from torch import Tensor, nn
 
 from robustann.attacks import FGSM, PGD, Attack, AttackResult, UniformNoise
@@ -23,24 +24,8 @@ DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 ALL_NORMS = frozenset(NORMS)
 
 
-def streams(count: int, seed: int = 0) -> SampleRandom:
-    return SampleRandom.create(seed, torch.arange(count))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def images(*shape: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=generator(seed)) * (high - low) + low
-
-
-def linear(weight: Tensor, bias: Tensor) -> nn.Sequential:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return nn.Sequential(nn.Flatten(), layer)
 
 
 def network(shape: tuple[int, int, int], classes: int, seed: int = 0) -> nn.Sequential:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import fields
 from typing import Any
 
 import networks
 import numpy as np
 import pytest
 import torch
+from attacking import centred, equal, generator, some, streams
 from torch import Tensor, nn
 
 from robustann.attacks import AttackResult, parse_attack
@@ -21,14 +21,6 @@ from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 
 NORMS = ["linf", "l2", "l1"]
-
-
-def streams(count: int, seed: int = 0) -> SampleRandom:
-    return SampleRandom.create(seed, torch.arange(count))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def wide(norm: Any, eps: float = 1.0, targeted: bool = False) -> ThreatModel:
@@ -142,23 +134,6 @@ def test_the_projection_of_an_image_does_not_hang_on_others(norm: Any) -> None:
 # ------------------------------------------------------------------------------- linear models
 
 
-def linear(shape: tuple[int, int, int], classes: int, seed: int = 0) -> nn.Sequential:
-    """A linear model whose logits are near zero in the middle of the box."""
-    layer = nn.Linear(math.prod(shape), classes)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator(seed)))
-        layer.bias.copy_(-layer.weight.sum(1) / 2)
-    return nn.Sequential(nn.Flatten(), layer)
-
-
-def some(
-    model: nn.Module, count: int, shape: tuple[int, int, int], seed: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Images with many entries at an end of the box, and what the model takes them for."""
-    x = (torch.rand((count, *shape), generator=generator(seed)) * 1.4 - 0.2).clamp(0, 1)
-    return x, predict_logits(model, x).argmax(1)
-
-
 def _reference_distance(w: Tensor, gap: Tensor, x: Tensor, norm: str) -> Tensor:
     """Distance (N,) from ``x`` to where ``w @ z`` has fallen by ``gap`` within the box, in float64:
     how far to go is found by bisection, inf where it cannot fall so far."""
@@ -208,7 +183,7 @@ def nearest(
 def test_the_nearest_boundary(norm: Any, classes: int) -> None:
     """Within 1 % of the closed form, box included, and never nearer."""
     shape = (1, 5, 7)
-    model = linear(shape, classes)
+    model = centred(shape, classes)
     x, labels = some(model, 60, shape)
     expected = nearest(model, x, labels, norm)
     threat = ThreatModel(norm, float(expected.median()))
@@ -226,7 +201,7 @@ def test_the_nearest_boundary(norm: Any, classes: int) -> None:
 def test_a_hundred_classes(norm: Any) -> None:
     """All of them weighed: exact. The nine strongest: nearly always the nearest is among them."""
     shape = (3, 3, 4)
-    model = linear(shape, 100)
+    model = centred(shape, 100)
     x, labels = some(model, 16, shape)
     expected = nearest(model, x, labels, norm)
     threat = ThreatModel(norm, 0.5)
@@ -243,7 +218,7 @@ def test_a_hundred_classes(norm: Any) -> None:
 def test_all_targets_together(norm: Any, classes: int) -> None:
     """FAB-T: one run for each runner-up, one gradient a step."""
     shape = (1, 6, 4)
-    model = linear(shape, classes)
+    model = centred(shape, classes)
     x, labels = some(model, 24, shape)
     order = predict_logits(model, x).argsort(1, descending=True)
     found = []
@@ -265,7 +240,7 @@ def test_a_wanted_class(norm: Any) -> None:
     """Targeted: near the nearest image of the wanted class; with two classes as near as can be."""
     shape = (1, 4, 6)
     for classes in (2, 5):
-        model = linear(shape, classes)
+        model = centred(shape, classes)
         x, labels = some(model, 30, shape)
         wanted = predict_logits(model, x).argsort(1, descending=True)[:, 1]
         threat = wide(norm, ThreatModel(norm, 0).widest(24), targeted=True)
@@ -345,14 +320,6 @@ def test_more_effort_finds_nearer_ones(
 # ----------------------------------------------------------------------------------- contract
 
 
-def equal(first: AttackResult, second: AttackResult) -> bool:
-    return all(
-        torch.equal(getattr(first, field.name), getattr(second, field.name))
-        for field in fields(AttackResult)
-        if field.name != "attack"
-    )
-
-
 @pytest.mark.parametrize("attack", [FAB(steps=6, classes=3, restarts=2), FAB(steps=8, targets=2)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_batch_does_not_matter(
@@ -373,7 +340,7 @@ def test_the_batch_does_not_matter(
 @pytest.mark.parametrize("classes", [2, 4, 12])
 def test_the_cost(attack: FAB, classes: int) -> None:
     """Every row is charged all of it; fewer classes than are weighed cost less."""
-    model = linear((1, 4, 4), classes)
+    model = centred((1, 4, 4), classes)
     x, labels = some(model, 11, (1, 4, 4))
     result = run(
         attack, model, x, labels, ThreatModel("l2", 0.3), random=streams(11), known_correct=True
@@ -391,7 +358,7 @@ def test_the_cost(attack: FAB, classes: int) -> None:
 @pytest.mark.parametrize("count", [1, 9])
 @pytest.mark.parametrize("norm", NORMS)
 def test_shapes_and_the_box(norm: Any, count: int, shape: tuple[int, int, int]) -> None:
-    model = linear(shape, 4)
+    model = centred(shape, 4)
     x, labels = some(model, count, shape)
     result = run(FAB(steps=4), model, x, labels, ThreatModel(norm, 0.1), random=streams(count))
     assert result.adversarial.shape == x.shape
@@ -402,7 +369,7 @@ def test_shapes_and_the_box(norm: Any, count: int, shape: tuple[int, int, int]) 
 @pytest.mark.parametrize("norm", NORMS)
 def test_other_bounds(norm: Any) -> None:
     """A shifted and stretched box: the same distances, stretched."""
-    model = linear((1, 4, 5), 3)
+    model = centred((1, 4, 5), 3)
     x, labels = some(model, 12, (1, 4, 5))
     here = run(FAB(steps=8), model, x, labels, ThreatModel(norm, 0.5), random=streams(12))
 
@@ -418,7 +385,7 @@ def test_other_bounds(norm: Any) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_wrong_original_is_its_own_nearest(norm: Any) -> None:
-    model = linear((1, 4, 4), 3)
+    model = centred((1, 4, 4), 3)
     x, labels = some(model, 9, (1, 4, 4))
     wrong = (labels + 1) % 3
     for restarts in (1, 2):
@@ -453,7 +420,7 @@ def test_models_without_a_boundary() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_crafting_stays_within_the_threat_model(norm: Any) -> None:
-    model = linear((1, 4, 5), 3)
+    model = centred((1, 4, 5), 3)
     x, labels = some(model, 10, (1, 4, 5))
     threat = ThreatModel(norm, 0.05)
     crafted = craft(FAB(steps=5), model, x, labels, threat, random=streams(10))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from attacking import streams
 from torch import nn
 
 import robustann as ra
@@ -13,14 +14,9 @@ from robustann.attacks.engine import run
 from robustann.certificates import certify_linf, crossed
 from robustann.defenses import IBPTraining
 from robustann.errors import UsageError
-from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 
 LINF = ThreatModel("linf", 0.1)
-
-
-def streams(count: int) -> SampleRandom:
-    return SampleRandom.create(0, torch.arange(count))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attacking import streams
 from torch import Tensor, nn
 
 import robustann as ra
@@ -28,7 +29,6 @@ from robustann.defenses import WeightGuard, parse_sanitizer
 from robustann.defenses.detection import evaluate_detector
 from robustann.defenses.registry import defense_names
 from robustann.hardening import measure_sanitizer
-from robustann.rng import SampleRandom
 
 LINF, L2 = ra.ThreatModel("linf", 0.1), ra.ThreatModel("l2", 0.5)
 QUICK: dict[str, Any] = {"preset": "quick", "max_samples": 8}
@@ -98,10 +98,6 @@ def assert_as_before(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 def pair(digits: ra.ImageData, count: int = 8) -> tuple[Tensor, Tensor]:
     return digits.test.images(slice(0, count)), digits.test.labels[:count]
-
-
-def streams(count: int) -> SampleRandom:
-    return SampleRandom.create(0, torch.arange(count))
 
 
 Call = Callable[[nn.Module, ra.ImageData], Any]

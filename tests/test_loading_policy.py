@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import socket
-import sys
 import warnings
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 import robustann as ra
-from robustann.cli import main
 from robustann.errors import DamagedError, ModelError, RefusedError, RobustannError, UsageError
 from robustann.models.inspecting import inspect_file
 from robustann.models.sniffing import Kind, read_once, sniff
@@ -35,17 +33,6 @@ DAMAGED = corpus.damaged()
 def running(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("running")
     return folder / "canary", corpus.running(folder)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robustann", *map(str, arguments)])
-        code = main._run()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def refused(path: Path) -> RobustannError:

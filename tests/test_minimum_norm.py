@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from attacking import generator, linear, streams
 from torch import Tensor, nn
 
 import robustann as ra
@@ -29,25 +30,9 @@ CASES = [
 WIDE = {"linf": 1.0, "l2": 1e3, "l1": 1e4, "l0": 1e4}
 
 
-def streams(count: int) -> SampleRandom:
-    return SampleRandom.create(0, torch.arange(count))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def images(*shape: int, seed: int = 0) -> Tensor:
     """Many entries lie at an end of the range, as in pictures: there the box binds at once."""
     return (torch.rand(shape, generator=generator(seed)) * 1.4 - 0.2).clamp_(0, 1)
-
-
-def linear(weight: Tensor, bias: Tensor) -> nn.Sequential:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return nn.Sequential(nn.Flatten(), layer)
 
 
 def nearest(

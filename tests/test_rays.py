@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attacking import streams
 from torch import Tensor, nn
 
 import robustann as ra
@@ -13,10 +14,6 @@ from robustann.attacks.rays import RayS
 from robustann.errors import UsageError
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
-
-
-def streams(count: int) -> SampleRandom:
-    return SampleRandom.create(0, torch.arange(count))
 
 
 class Decision(nn.Module):

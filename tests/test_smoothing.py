@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from attacking import streams
 from scipy.stats import binomtest, norm
 from torch import nn
 
@@ -24,10 +25,6 @@ from robustann.defenses import NoiseTraining
 from robustann.errors import DataError, ModelError, UsageError
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
-
-
-def streams(count: int, seed: int = 0) -> SampleRandom:
-    return SampleRandom.create(seed, torch.arange(count))
 
 
 def half_space(features: int = 16) -> tuple[nn.Sequential, torch.Tensor]:

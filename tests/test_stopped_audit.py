@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 
 import pytest
 import torch
+from attacking import lasting
 
 import robustann as ra
 from robustann.auditing import Audit, AuditConfig, passes
@@ -19,12 +19,6 @@ from robustann.config.schema import parse_budget
 
 THREAT = ra.ThreatModel("linf", eps=0.1)
 ASKED = {"preset": "quick", "max_samples": 80, "batch_size": 16}
-
-
-def lasting(result: ra.AuditResult) -> dict:
-    values = json.loads(result.to_json())
-    del values["execution"]
-    return values
 
 
 class StoppedError(Exception):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from attacking import streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
@@ -25,10 +26,6 @@ from robustann.threat import NORMS, Region, ThreatModel, check_images, parse_num
 FEW = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 CONVEX = ("linf", "l2", "l1")
 Array = npt.NDArray[np.float64]
-
-
-def streams(count: int, seed: int = 0) -> SampleRandom:
-    return SampleRandom.create(seed, torch.arange(count))
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

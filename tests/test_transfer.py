@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import copy
 
+import networks
 import pytest
 import torch
 import torch.nn.functional as F
+from attacking import Watched, streams
 from torch import Tensor, nn
 
 from robustann.attacks import PGD, Attack, UniformNoise, engine, parse_attack, registered
 from robustann.attacks.engine import predict_logits, run
 from robustann.attacks.transfer import transfer
-from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
-
-
-def streams(count: int) -> SampleRandom:
-    return SampleRandom.create(0, torch.arange(count))
 
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-
-    data, labels = load_digits(return_X_y=True)
-    return torch.from_numpy(data / 16).float().view(-1, 1, 8, 8), torch.from_numpy(labels).long()
+    return networks.digits()
 
 
 def network(seed: int) -> nn.Sequential:
@@ -60,24 +54,6 @@ def other(digits: tuple[Tensor, Tensor]) -> nn.Sequential:
 @pytest.fixture(scope="module")
 def held_out(digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return digits[0][1400:1520], digits[1][1400:1520]
-
-
-class Watched(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.forwards = 0
-        self.backwards = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.forwards += len(x)
-        logits: Tensor = self.model(x)
-        if logits.requires_grad:
-            logits.register_hook(self._backward)  # type: ignore[no-untyped-call]
-        return logits
-
-    def _backward(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
 
 
 THREAT = ThreatModel("linf", 0.12)

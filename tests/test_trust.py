@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from attacking import streams
 from torch import Tensor, nn
 from zoo import ZOO, Quantised, Saturated
 
@@ -17,7 +18,6 @@ from robustann.defenses import AdversarialTraining
 from robustann.errors import DataError
 from robustann.findings import Finding, unresolved
 from robustann.results import AttackOutcome, AttackSamples, CurvePoint, Interval, Scores
-from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 from robustann.trust import (
     CHECKS,
@@ -78,10 +78,6 @@ def some(digits: ra.ImageData, count: int = 64) -> tuple[Tensor, Tensor]:
 
 def failed(findings: Sequence[Finding]) -> set[str]:
     return {one.check for one in findings if one.verdict == "fail"}
-
-
-def streams(count: int = 64) -> SampleRandom:
-    return SampleRandom.create(0, torch.arange(count))
 
 
 # -------------------------------------------------------------------------- before the attacks
@@ -257,7 +253,7 @@ def test_probes_find_no_fault_in_sound_models(
     name: str, sound: dict[str, nn.Module], digits: ra.ImageData
 ) -> None:
     x, labels = some(digits)
-    found = probe(sound[name], x, labels, LINF, random=streams())
+    found = probe(sound[name], x, labels, LINF, random=streams(64))
     assert [one.check for one in found if one.verdict != "pass"] == []
     assert len(found) == 9
 
@@ -275,10 +271,10 @@ def test_probes_know_the_other_norms(
 
 def test_probes_on_missing_gradients(undefended: nn.Module, digits: ra.ImageData) -> None:
     x, labels = some(digits)
-    zero = probe(Quantised(undefended), x, labels, LINF, random=streams())
+    zero = probe(Quantised(undefended), x, labels, LINF, random=streams(64))
     assert {"black-box-wins", "unbounded-attack"} <= failed(zero)
     none = probe(
-        ZOO["detached"].make(undefended), x, labels, LINF, random=streams(), gradients=False
+        ZOO["detached"].make(undefended), x, labels, LINF, random=streams(64), gradients=False
     )
     assert failed(none) == {"black-box-wins"}
     assert sum(one.verdict == "not run" for one in none) == 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,6 @@ from robustann.attacks.weights.quantization import quantized_parameters
 from robustann.auditing import AuditConfig
 from robustann.auditing import weights as measuring
 from robustann.auditing.weights import Effort, effort_of, measure_weights, weight_propagations
-from robustann.cli import main
 from robustann.data import ImageData, TensorSplit
 from robustann.models import tensor_digest
 from robustann.results import AuditResult, Weights
@@ -305,24 +303,13 @@ def test_an_audit_carries_the_weights_and_its_json_brings_them_back(
 
 @pytest.fixture
 def run(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    model_file: Path,
+    run: Callable[..., tuple[int, str, str]], model_file: Path
 ) -> Callable[..., tuple[int, str, str]]:
     """Run a command in a folder with a model: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
     shutil.copy(model_file, "model.safetensors")
     shutil.copy(model_file.with_suffix(".json"), "model.json")
     Path("seal.key").write_bytes(b"0123456789abcdef" * 2)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robustann", *arguments])
-        code = main._run()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return run
 
 
 def blocks(language: str) -> list[str]:
