@@ -67,6 +67,7 @@ class WeightClipping(StepWrapper):
     """
 
     name: str = "weight-clipping"
+    against: str = "bit errors"
     paper: str = _PAPER
     helps: tuple[str, ...] = _HELPS
     limits: tuple[str, ...] = _LIMITS
@@ -121,6 +122,7 @@ class BitErrorTraining(StepWrapper):
     """
 
     name: str = "bit-error-training"
+    against: str = "bit errors"
     paper: str = _PAPER
     helps: tuple[str, ...] = _HELPS
     limits: tuple[str, ...] = _LIMITS

@@ -156,6 +156,7 @@ class Detector:
     """
 
     name: ClassVar[str] = FeatureSqueezing.name
+    kind: ClassVar[str] = "detector"
     paper: ClassVar[str] = FeatureSqueezing.paper
     helps: ClassVar[tuple[str, ...]] = FeatureSqueezing.helps
     limits: ClassVar[tuple[str, ...]] = FeatureSqueezing.limits

@@ -51,6 +51,8 @@ class IBPTraining:
     """
 
     name: ClassVar[str] = "ibp-training"
+    kind: ClassVar[str] = "objective"
+    against: ClassVar[str] = "proofs"
     paper: ClassVar[str] = "https://arxiv.org/abs/1810.12715"
     # On the digits, at lower ones the ramp outran the training: down to chance without a warm-up,
     # fewer images certified with it.

@@ -41,6 +41,7 @@ class NoiseTraining:
     """
 
     name: ClassVar[str] = "noise-training"
+    kind: ClassVar[str] = "objective"
     paper: ClassVar[str] = "https://arxiv.org/abs/1902.02918"
     helps: ClassVar[tuple[str, ...]] = (
         "certified l2 radii of the smoothed model, of the order of sigma",

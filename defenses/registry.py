@@ -1,37 +1,28 @@
-"""Defenses by name, and from text."""
+"""Defenses by name, and from text; found by themselves, as attacks are."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from robustann import defenses
 from robustann.attacks import parse_attack
 from robustann.defenses.adversarial import AdversarialTraining
 from robustann.defenses.awp import AdversarialWeightPerturbation
-from robustann.defenses.clipping import BitErrorTraining, WeightClipping
+from robustann.defenses.clipping import BitErrorTraining
 from robustann.defenses.detection import Detector
-from robustann.defenses.fast import FastAdversarialTraining, NoisyFastAdversarialTraining
-from robustann.defenses.free import FreeAdversarialTraining
-from robustann.defenses.ibp import IBPTraining
-from robustann.defenses.noise_training import NoiseTraining
-from robustann.defenses.sanitizers import SANITIZERS, InputCheck, Sanitizer, parse_sanitizer
-from robustann.defenses.trades import MART, TRADES
+from robustann.defenses.sanitizers import SANITIZERS, Sanitizer, parse_sanitizer
 from robustann.errors import UsageError, unknown_name
 from robustann.options import split_options
 from robustann.threat import parse_number
 
 Kind = Literal["objective", "wrapper", "sanitizer", "detector"]
 Against = Literal["attacks", "bit errors", "proofs", "invalid inputs"]
-# Whose own threat model is another one than attacks on the images.
-_AGAINST: Mapping[str, Against] = {
-    BitErrorTraining.name: "bit errors",
-    WeightClipping.name: "bit errors",
-    IBPTraining.name: "proofs",
-    InputCheck.name: "invalid inputs",
-}
 # Arguments that the caller of a defense has anyway.
 _GIVEN = ("self", "attack", "threat", "step")
 # What a settings dictionary passes on (see AttackStep).
@@ -43,23 +34,26 @@ _PASSED_ON: Mapping[str, Any] = {
 }
 _ATTACK = "pgd:steps=10"
 
-OBJECTIVES: Mapping[str, Callable[..., Any]] = {
-    one.name: one
-    for one in (
-        AdversarialTraining,
-        FastAdversarialTraining,
-        NoisyFastAdversarialTraining,
-        FreeAdversarialTraining,
-        TRADES,
-        MART,
-        IBPTraining,
-        NoiseTraining,
-    )
-}
-WRAPPERS: Mapping[str, Callable[..., Any]] = {
-    one.name: one for one in (AdversarialWeightPerturbation, BitErrorTraining, WeightClipping)
-}
-DETECTORS: Mapping[str, Callable[..., Detector]] = {Detector.name: Detector}
+
+def _found(kind: Kind) -> dict[str, Any]:
+    """By name, the classes of this folder's files that have a name and a paper of their own, and
+    say that they are of this ``kind``."""
+    found: dict[str, Any] = {}
+    for listed in pkgutil.iter_modules(defenses.__path__):
+        module = f"{defenses.__name__}.{listed.name}"
+        if module == __name__ or listed.ispkg:
+            continue
+        for value in vars(importlib.import_module(module)).values():
+            if isinstance(value, type) and {"name", "paper"} <= vars(value).keys():
+                name, of = value.name, getattr(value, "kind", None)  # type: ignore[attr-defined]
+                if of == kind:
+                    found[name] = value
+    return dict(sorted(found.items()))
+
+
+OBJECTIVES: Mapping[str, Callable[..., Any]] = _found("objective")
+WRAPPERS: Mapping[str, Callable[..., Any]] = _found("wrapper")
+DETECTORS: Mapping[str, Callable[..., Detector]] = _found("detector")
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,11 @@ class Defense:
             nothing. An objective also takes options that the text leaves open, of ``takes``.
         paper, helps, limits: what it says of itself.
         takes: names of the options that an objective knows and the text does not set.
+        against: what it is measured by in the first place: attacks on the images, wrong bits in the
+            weights, what can be proven, or input that is no image.
+
+    >>> parse_defense("weight-clipping").against, parse_defense("trades").against
+    ('bit errors', 'attacks')
     """
 
     name: str
@@ -86,16 +85,7 @@ class Defense:
     helps: tuple[str, ...]
     limits: tuple[str, ...]
     takes: frozenset[str] = frozenset()
-
-    @property
-    def against(self) -> Against:
-        """What it is measured by in the first place: attacks on the images, wrong bits in the
-        weights, what can be proven, or input that is no image.
-
-        >>> parse_defense("weight-clipping").against, parse_defense("trades").against
-        ('bit errors', 'attacks')
-        """
-        return _AGAINST.get(self.name, "attacks")
+    against: Against = "attacks"
 
 
 def defense_names() -> dict[str, str]:
@@ -151,6 +141,12 @@ def _facts(maker: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(maker.helps), tuple(maker.limits)
 
 
+def _against(one: Any) -> Against:
+    """As it says; attacks on the images where it says nothing."""
+    against: Against = getattr(one, "against", "attacks")
+    return against
+
+
 def parse_defense(text: str) -> Defense:
     """A defense from its name and options: ``name`` or ``name:option=value,option=value``.
 
@@ -197,7 +193,7 @@ def parse_defense(text: str) -> Defense:
     helps, limits = _facts(cls)
     left = frozenset() if wrapper else frozenset(_known(maker)) - frozenset(options)
     kind: Kind = "wrapper" if wrapper else "objective"
-    return Defense(name, text, kind, made, cls.paper, helps, limits, left)
+    return Defense(name, text, kind, made, cls.paper, helps, limits, left, _against(cls))
 
 
 def as_defense(one: Any) -> Defense:
@@ -230,7 +226,16 @@ def as_defense(one: Any) -> Defense:
         helps, limits = (tuple(fact) for fact in facts)
         paper = getattr(one, "paper", "")
         label = _label(one)
-        return Defense(one.name, label, "objective", lambda threat: one, paper, helps, limits)
+        return Defense(
+            one.name,
+            label,
+            "objective",
+            lambda threat: one,
+            paper,
+            helps,
+            limits,
+            against=_against(one),
+        )
     raise UsageError(
         f"expected a defense as text, a sanitizer or a training step, got {type(one).__name__}; "
         f"for example 'adversarial-training:steps=10'"
@@ -287,6 +292,7 @@ def _of_sanitizer(module: Sanitizer, text: str) -> Defense:
         module.paper,
         tuple(module.helps),
         tuple(module.limits),
+        against=_against(module),
     )
 
 

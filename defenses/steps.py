@@ -30,6 +30,7 @@ class AdversarialStep(ABC):
     """
 
     name: ClassVar[str]
+    kind: ClassVar[str] = "objective"
     paper: ClassVar[str]
     helps: ClassVar[tuple[str, ...]] = (
         "white-box and black-box attacks in the norm trained with, up to the radius trained with",
@@ -216,6 +217,7 @@ class StepWrapper:
     """
 
     name: str = "wrapper"
+    kind: str = "wrapper"
 
     def __init__(self, step: Any) -> None:
         self.step = step

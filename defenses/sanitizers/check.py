@@ -64,6 +64,7 @@ class InputCheck(Sanitizer):
     """
 
     name: ClassVar[str] = "check"
+    against: ClassVar[str] = "invalid inputs"
     paper: ClassVar[str] = ""
     helps: ClassVar[tuple[str, ...]] = (
         "inputs that are no images: wrong shape or type, values outside [0, 1], NaN, infinity",

@@ -49,37 +49,37 @@ def inspect(file: Path, as_json: bool, everything: bool, max_bytes: int | None) 
 
 
 def _lines(found: Inspection, rows: int | None) -> Iterable[str]:
-    from robustann.models.shown import shown
+    from robustann.models.escaped import escaped
 
-    yield f"{shown(found.path, 4096)}: {found.description}, {found.size} bytes"
+    yield f"{escaped(found.path, 4096)}: {found.description}, {found.size} bytes"
     if found.link is not None:
-        yield f"a symbolic link to {shown(found.link, 4096)}"
+        yield f"a symbolic link to {escaped(found.link, 4096)}"
     yield f"SHA-256: {found.sha256}"
     if found.refusal is None:
         yield "robustann reads its tensors, and runs nothing in it"
     else:
-        why = " ".join(shown(line, 2000) for line in found.refusal.splitlines())
+        why = " ".join(escaped(line, 2000) for line in found.refusal.splitlines())
         yield f"robustann reads no weights from it (exit code {found.exit_code}): {why}"
-    yield from (f"note: {shown(note, 500)}" for note in found.notes)
+    yield from (f"note: {escaped(note, 500)}" for note in found.notes)
     yield from _pickles(found, rows)
     if found.code:
         yield f"code in {len(found.code)} entries, which loading it would run or could reach:"
-        yield from _some([shown(name) for name in found.code], rows)
+        yield from _some([escaped(name) for name in found.code], rows)
     yield from _onnx(found, rows)
     yield from _tensors([(t.name, t.dtype, t.shape, t.numbers) for t in found.tensors], rows)
     if found.metadata:
         yield f"texts in its header: {len(found.metadata)}"
-        yield from _some([f"{shown(k)}: {shown(v)}" for k, v in found.metadata.items()], rows)
+        yield from _some([f"{escaped(k)}: {escaped(v)}" for k, v in found.metadata.items()], rows)
     if found.entries:
         yield f"entries of the archive: {len(found.entries)}"
-        yield from _some([f"{shown(name)}  {size} bytes" for name, size in found.entries], rows)
+        yield from _some([f"{escaped(name)}  {size} bytes" for name, size in found.entries], rows)
 
 
 def _pickles(found: Inspection, rows: int | None) -> Iterable[str]:
-    from robustann.models.shown import shown
+    from robustann.models.escaped import escaped
 
     for pickle in found.pickles:
-        where = f"pickle in {shown(pickle.place)}" if pickle.place else "pickle"
+        where = f"pickle in {escaped(pickle.place)}" if pickle.place else "pickle"
         known = len(pickle.tensors_only)
         if pickle.beyond_tensors:
             yield (
@@ -87,27 +87,27 @@ def _pickles(found: Inspection, rows: int | None) -> Iterable[str]:
                 f"import {len(pickle.beyond_tensors)} things beyond tensors (and {known} for "
                 "tensors):"
             )
-            yield from _some([shown(name) for name in pickle.beyond_tensors], rows)
+            yield from _some([escaped(name) for name in pickle.beyond_tensors], rows)
         else:
             yield f"{where}: names {known} things, all of them parts of tensors and dicts"
         if pickle.fault is not None:
-            yield f"  it cannot be read to the end: {shown(pickle.fault)}"
-        yield from _some([f"picklescan: {shown(text)}" for text in pickle.advice], rows)
+            yield f"  it cannot be read to the end: {escaped(pickle.fault)}"
+        yield from _some([f"picklescan: {escaped(text)}" for text in pickle.advice], rows)
     if found.pickles and not found.picklescan:
         yield "picklescan was not asked; pip install 'robustann[scan]'"
 
 
 def _onnx(found: Inspection, rows: int | None) -> Iterable[str]:
-    from robustann.models.shown import shown
+    from robustann.models.escaped import escaped
 
     if found.onnx is None:
         return
     facts = found.onnx
-    yield f"written by {shown(facts.producer) or 'an unnamed program'}, IR {facts.ir_version}"
+    yield f"written by {escaped(facts.producer) or 'an unnamed program'}, IR {facts.ir_version}"
     if facts.fault is not None:
-        yield f"it cannot be read to the end: {shown(facts.fault)}"
+        yield f"it cannot be read to the end: {escaped(facts.fault)}"
     yield f"operators: {sum(facts.operators.values())}"
-    yield from _some([f"{shown(name)}  {n}" for name, n in facts.operators.items()], rows)
+    yield from _some([f"{escaped(name)}  {n}" for name, n in facts.operators.items()], rows)
     for title, names in (
         ("operators that need a library of their own, which is code", facts.foreign),
         ("files beside it that it reads", facts.external),
@@ -115,7 +115,7 @@ def _onnx(found: Inspection, rows: int | None) -> Iterable[str]:
     ):
         if names:
             yield f"{title}: {len(names)}"
-            yield from _some([shown(name) for name in names], rows)
+            yield from _some([escaped(name) for name in names], rows)
     yield from _tensors(
         [(name, dtype, shape, _product(shape)) for name, dtype, shape in facts.weights], rows
     )
@@ -124,12 +124,15 @@ def _onnx(found: Inspection, rows: int | None) -> Iterable[str]:
 def _tensors(
     tensors: list[tuple[str, str, tuple[int, ...], int]], rows: int | None
 ) -> Iterable[str]:
-    from robustann.models.shown import shown
+    from robustann.models.escaped import escaped
 
     if tensors:
         yield f"tensors: {len(tensors)}, {sum(numbers for *_, numbers in tensors)} numbers"
         yield from _some(
-            [f"{shown(name)}  {shown(dtype)}{list(shape)}" for name, dtype, shape, _ in tensors],
+            [
+                f"{escaped(name)}  {escaped(dtype)}{list(shape)}"
+                for name, dtype, shape, _ in tensors
+            ],
             rows,
         )
 

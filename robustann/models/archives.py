@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 
 from robustann.errors import DamagedError, RefusedError
-from robustann.models.shown import shown
+from robustann.models.escaped import escaped
 
 _MAX_ENTRIES = 100_000
 _MAX_RATIO = 100
@@ -88,9 +88,9 @@ class Archive:
                 # Never more than the directory states, whatever the packed bytes hold.
                 found = stream.read(entry.file_size + 1)
         except UNREADABLE as error:
-            raise _damaged(f"the entry '{shown(name)}'", f"{error!s:.200}") from error
+            raise _damaged(f"the entry '{escaped(name)}'", f"{error!s:.200}") from error
         if len(found) != entry.file_size:
-            raise _damaged(f"the entry '{shown(name)}'", f"it has not {entry.file_size} bytes")
+            raise _damaged(f"the entry '{escaped(name)}'", f"it has not {entry.file_size} bytes")
         return found
 
     def check_sums(self) -> None:
@@ -134,7 +134,7 @@ def _damaged(where: str, why: str) -> DamagedError:
 
 
 def _check_entry(entry: zipfile.ZipInfo, names: set[str], where: str) -> None:
-    name = shown(entry.orig_filename)
+    name = escaped(entry.orig_filename)
     why = None
     # PyTorch's reader looks names up without regard to case.
     if entry.filename.casefold() in names:
@@ -178,7 +178,9 @@ def _check_places(entries: list[zipfile.ZipInfo], content: bytes, where: str) ->
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         header = content[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size]
         if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
-            raise _damaged(where, f"the entry '{shown(entry.filename)}' is not where it should be")
+            raise _damaged(
+                where, f"the entry '{escaped(entry.filename)}' is not where it should be"
+            )
         fields = _LOCAL_HEADER.unpack(header)
         start = entry.header_offset + _LOCAL_HEADER.size
         name = content[start : start + fields[9]]
@@ -189,7 +191,7 @@ def _check_places(entries: list[zipfile.ZipInfo], content: bytes, where: str) ->
             )
         if name != entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437"):
             raise RefusedError(
-                f"{where} is refused: the entry '{shown(entry.orig_filename)}' has another name "
+                f"{where} is refused: the entry '{escaped(entry.orig_filename)}' has another name "
                 "where its bytes lie, so that two readers may see two models. Ask its maker for a "
                 "safetensors file"
             )

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from robustann.errors import ModelError, UsageError
 from robustann.models.classifier import ModelSpec
+from robustann.models.escaped import escaped
 from robustann.models.registry import expected_tensors
-from robustann.models.shown import shown
 
 _SHOWN = 3
 # Two numbers of classes that no architecture uses for anything else.
@@ -34,7 +34,7 @@ def check_state(
     float[3] instead of float[2]. Use the architecture, ...
     """
     missing = [name for name in expected if name not in came]
-    more = sorted(shown(name) for name in came if name not in expected)
+    more = sorted(escaped(name) for name in came if name not in expected)
     differ = [
         f"{name} {_form(came[name])} instead of {_form(expected[name])}"
         for name in expected
@@ -71,7 +71,7 @@ def check_finite(tensors: Mapping[str, Tensor], where: str, remedy: str) -> None
     if bad:
         raise ModelError(
             f"expected finite weights in {where}, got NaN or infinity in {len(bad)} of "
-            f"{len(tensors)} tensors, for example {shown(bad[0])}; {remedy}"
+            f"{len(tensors)} tensors, for example {escaped(bad[0])}; {remedy}"
         )
 
 
@@ -93,7 +93,7 @@ def align(
             best = max(best, (_overlap(renamed, expected), off, before), key=lambda found: found[0])
     _, off, before = best
     tensors = {before + name.removeprefix(off): tensor for name, tensor in came.items()}
-    notes = [f"took '{shown(off)}' off the names"] * bool(off)
+    notes = [f"took '{escaped(off)}' off the names"] * bool(off)
     notes += [f"put '{before}' before the names"] * bool(before)
     counters = [n for n in expected if n not in tensors and n.rpartition(".")[2] == _COUNTER]
     if counters:

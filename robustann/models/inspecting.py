@@ -19,10 +19,10 @@ from typing import Any
 
 from robustann.errors import DamagedError, RefusedError, RobustannError
 from robustann.models.archives import UNREADABLE, Archive, open_archive
+from robustann.models.escaped import escaped
 from robustann.models.layout import Layout
 from robustann.models.onnx_facts import OnnxFacts, onnx_facts
 from robustann.models.pickles import Budget, Pickle, scan_pickle
-from robustann.models.shown import shown
 from robustann.models.sniffing import MAX_BYTES, Kind, read_once, sniff
 from robustann.models.weights import parse_weights
 
@@ -203,7 +203,7 @@ def _look_into_zip(content: bytes, place: str, found: _Found, depth: int, max_by
         return  # told by the refusal
     except RefusedError as error:
         if place:
-            found.notes.append(f"{shown(place)}: {error}")
+            found.notes.append(f"{escaped(place)}: {error}")
     try:
         opened = open_archive(content, "it")
     except RefusedError:
@@ -238,12 +238,12 @@ def _look_into_entry(
             if not (named or inner or array or (head[:1] == b"\x80" and head[1:2] <= b"\x05")):
                 return
             if found.unpacked > _MAX_UNPACKED or found.budget.opcodes < 0:
-                found.notes.append(f"{shown(name)} was not looked into: there is too much")
+                found.notes.append(f"{escaped(name)} was not looked into: there is too much")
                 return
             content = head + stream.read(_MAX_HEAD if array else _MAX_ENTRY)
             found.unpacked += len(content)
     except UNREADABLE as error:
-        found.notes.append(f"{shown(name)} cannot be unpacked: {shown(str(error))}")
+        found.notes.append(f"{escaped(name)} cannot be unpacked: {escaped(str(error))}")
         return
     if array:
         _look_into_array(content, name, found)
@@ -293,7 +293,7 @@ def _look_into_array(content: bytes, place: str, found: _Found) -> None:
             shape, _, dtype = read(stream, max_header_size=_MAX_HEAD)
     # It parses the header as a Python literal, which fails in any way a parser can.
     except Exception as error:
-        found.notes.append(f"{shown(place) or 'the array'} is damaged: {shown(str(error))}")
+        found.notes.append(f"{escaped(place) or 'the array'} is damaged: {escaped(str(error))}")
         return
     found.tensors.append(TensorFacts(place, str(dtype), tuple(shape)))
     if dtype.hasobject:

@@ -18,6 +18,7 @@ from torch import Tensor
 from robustann import files
 from robustann.errors import DamagedError, ModelError, UsageError
 from robustann.models.classifier import ImageClassifier, ModelSpec, Origin
+from robustann.models.escaped import escaped
 from robustann.models.fitting import align, check_finite, check_state, count_classes
 from robustann.models.registry import (
     build,
@@ -26,7 +27,6 @@ from robustann.models.registry import (
     first_problem,
     is_code,
 )
-from robustann.models.shown import shown
 from robustann.models.sniffing import MAX_BYTES, Kind
 from robustann.models.weights import Weights, read_weights
 
@@ -200,7 +200,7 @@ def _load_saved(
         )
     if arch is not None and arch != spec.arch:
         raise UsageError(
-            f"expected '{source}' to be a '{arch}', got '{shown(spec.arch)}'; correct or leave "
+            f"expected '{source}' to be a '{arch}', got '{escaped(spec.arch)}'; correct or leave "
             "out arch"
         )
     for name, value in asked.items():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustann.errors import DamagedError, RefusedError
-from robustann.models.shown import shown
+from robustann.models.escaped import escaped
 
 _LENGTH = 8
 _ALIGNMENT = 8
@@ -123,7 +123,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise RefusedError(
-            f"refused: the header names '{shown(twice)}' twice, so that two readers may see two "
+            f"refused: the header names '{escaped(twice)}' twice, so that two readers may see two "
             "models. Ask its maker for another copy"
         )
     return found

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from robustann.errors import DamagedError, RefusedError, UsageError
 from robustann.models.archives import Archive
+from robustann.models.escaped import escaped
 from robustann.models.layout import Layout
 from robustann.models.pickles import Budget, Pickle, scan_pickle
-from robustann.models.shown import shown
 from robustann.models.sniffing import MAX_BYTES, MAX_HEADER, Kind, read_once, sniff
 
 _SHOWN = 8
@@ -140,7 +140,7 @@ def check_pin(came: str, expected: str | None, where: str, hint: str = "") -> No
     wanted = expected.strip().lower().removeprefix("sha256:")
     if len(wanted) != 64 or not set(wanted) <= set("0123456789abcdef"):
         raise UsageError(
-            f"expected a SHA-256 of 64 hexadecimal digits, got '{shown(expected)}'; "
+            f"expected a SHA-256 of 64 hexadecimal digits, got '{escaped(expected)}'; "
             "'sha256sum FILE' prints it"
         )
     if came != wanted:
@@ -163,7 +163,7 @@ def check_environment() -> None:
         value = os.environ.get(name, "")
         if value.strip().lower() not in _OFF:
             raise RefusedError(
-                f"the environment variable {name} is set to '{shown(value)}', which lets PyTorch "
+                f"the environment variable {name} is set to '{escaped(value)}', which lets PyTorch "
                 f"run code that is in a model file; run 'unset {name}' and try again"
             )
 
@@ -337,7 +337,7 @@ def _read_torch(
         if isinstance(inner, Mapping) and any(
             isinstance(value, Tensor | Mapping) for value in inner.values()
         ):
-            rest = [shown(str(other), 30) for other in found if other != name]
+            rest = [escaped(str(other), 30) for other in found if other != name]
             left = f", left {_some(rest)}" if rest else ""
             notes.append(f"took the tensors under '{name}'{left}")
             found = inner
@@ -397,15 +397,15 @@ def _flatten(tree: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
             below.append((f"{name}.", iter(value.items())))
         elif name in tensors:
             raise DamagedError(
-                f"expected each name of a tensor once in {where}, got '{shown(name)}' twice; save "
-                "the model's state_dict()"
+                f"expected each name of a tensor once in {where}, got '{escaped(name)}' twice; "
+                "save the model's state_dict()"
             )
         elif isinstance(value, Tensor):
             tensors[name] = _plain(value, name, where)
         else:
             raise DamagedError(
                 f"expected nothing but tensors in {where}, got {_kind_of(value)} under "
-                f"'{shown(name)}'; save the model's state_dict()"
+                f"'{escaped(name)}'; save the model's state_dict()"
             )
     _check_names(tensors, where)
     return tensors
@@ -417,12 +417,12 @@ def _plain(tensor: Tensor, name: str, where: str) -> Tensor:
     if plain.layout is not torch.strided or plain.is_quantized or plain.device.type != "cpu":
         raise DamagedError(
             f"expected plain tensors in {where}, got a {plain.layout} one on {plain.device} under "
-            f"'{shown(name)}'; convert it with to_dense() or dequantize()"
+            f"'{escaped(name)}'; convert it with to_dense() or dequantize()"
         )
     # A stride of 0 makes a few bytes look like any number of them.
     if plain.numel() * plain.element_size() > plain.untyped_storage().nbytes():
         raise RefusedError(
-            f"{where} is refused: '{shown(name)}' states {list(plain.shape)} numbers, more than "
+            f"{where} is refused: '{escaped(name)}' states {list(plain.shape)} numbers, more than "
             "the file holds, as a bomb does. Ask its maker for safetensors"
         )
     return plain
@@ -449,7 +449,7 @@ def _structure(content: bytes, where: str, max_bytes: int) -> Pickle:
     if len(names) != 1 or names[0].count("/") != 1:
         raise RefusedError(
             f"{where} is refused: expected one pickle in an archive of torch.save, got "
-            f"{_some([shown(name) for name in names])}; {_CONVERT}"
+            f"{_some([escaped(name) for name in names])}; {_CONVERT}"
         )
     if archive.entries[names[0]].file_size > _MAX_STRUCTURE:
         raise RefusedError(
@@ -479,14 +479,14 @@ def _check_pickle(found: Pickle, kind: Kind, where: str) -> None:
     if found.fault is not None:
         raise DamagedError(
             f"expected a whole PyTorch checkpoint in {where}, its pickle cannot be read to the "
-            f"end ({shown(found.fault)}); it was cut off or damaged. Copy it again"
+            f"end ({escaped(found.fault)}); it was cut off or damaged. Copy it again"
         )
 
 
 def _refuse_globals(found: Pickle, kind: Kind, where: str) -> RefusedError:
     if not found.beyond_tensors:
         return RefusedError(f"{where} is refused: it is {kind.words}; {_CONVERT}")
-    names = _some([shown(name) for name in found.beyond_tensors])
+    names = _some([escaped(name) for name in found.beyond_tensors])
     return RefusedError(
         f"{where} is refused: it is {kind.words}, and loading it whole would import and could run "
         f"{names}, which is more than weights need; {_CONVERT}"
@@ -503,4 +503,4 @@ def _kind_of(value: object) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return shown(str(error).strip().partition("\n")[0], 200)
+    return escaped(str(error).strip().partition("\n")[0], 200)

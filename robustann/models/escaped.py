@@ -5,12 +5,12 @@ from __future__ import annotations
 _LONGEST = 100
 
 
-def shown(text: str, longest: int = _LONGEST) -> str:
+def escaped(text: str, longest: int = _LONGEST) -> str:
     """The text itself if it is short and printable, else escaped and cut.
 
     Whoever made a file chose the names in it: no control characters, no reversed writing.
 
-    >>> shown("net.0.weight"), shown("a\\x1b[2Jb"), shown("x" * 200, 5)
+    >>> escaped("net.0.weight"), escaped("a\\x1b[2Jb"), escaped("x" * 200, 5)
     ('net.0.weight', 'a\\\\x1b[2Jb', 'xxxxx...')
     """
     if not text.isprintable():
