@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 EXAMPLES := runs/examples
 
-.PHONY: demo examples test check bench docs clean
+.PHONY: demo examples test check bench docs wheel lowest clean
 
 demo: $(DEMO)/results.json  ## train on the bundled digits, audit, show verdict and report
 	@$(BIN)/robustann report $(DEMO)/results.json
@@ -44,6 +44,12 @@ docs: $(VENV)-docs/.installed  ## the documentation as a site, in site/
 bench: $(VENV)/.installed-bench  ## speed, side by side with other libraries
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py --output-dir runs/bench
 
+wheel:  ## what strangers get: the wheel in an environment of its own, used outside the checkout
+	PYTHON=$(PYTHON) .ci/wheel $(VENV)-wheel
+
+lowest:  ## the whole test suite with the oldest versions of everything that pyproject.toml allows
+	.ci/lowest --numprocesses auto --maxprocesses 8
+
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -62,4 +68,4 @@ $(VENV)-docs/.installed: pyproject.toml
 	touch $@
 
 clean:  ## remove the environment and what the demonstration wrote
-	rm -rf $(VENV) $(VENV)-docs site $(DEMO) $(EXAMPLES)
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-wheel site $(DEMO) $(EXAMPLES)

@@ -59,8 +59,12 @@ def test_sdist_has_files_instead_of_links(built: Path) -> None:
     assert all(member.isfile() or member.isdir() for member in members)
     names = {member.name.partition("/")[2] for member in members}
     expected = {"robustann/attacks/pgd.py", "LICENSE", "CHANGELOG.md", "docs/trust.md",
-                "examples/harden_mnist.py", "SECURITY.md", "mkdocs.yml"}  # fmt: skip
+                "examples/harden_mnist.py", "SECURITY.md", "mkdocs.yml", ".ci/wheel"}  # fmt: skip
     assert expected <= names
+    # Who packages it runs the tests.
+    tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("*.py")}
+    assert tests <= names
+    assert archive.stat().st_size < 5_000_000
 
 
 def test_wheel_has_the_whole_package_and_nothing_else(built: Path) -> None:

@@ -96,6 +96,8 @@ def test_every_snippet_runs_as_printed(
             make(tmp_path / name, digits)
     guide = page.name.startswith("adding-")
     if guide:
+        if not (ROOT / "attacks").exists():
+            pytest.skip("not a checkout: the guides are for one")
         checkout(tmp_path)
         before = {path: path.read_bytes() for path in tmp_path.rglob("*.py")}
     reader = Reader(page, tmp_path if guide else None)
