@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 EXAMPLES := runs/examples
 
-.PHONY: demo examples test check bench docs wheel lowest clean
+.PHONY: demo examples test check links bench docs wheel lowest clean
 
 demo: $(DEMO)/results.json  ## train on the bundled digits, audit, show verdict and report
 	@$(BIN)/robustann report $(DEMO)/results.json
@@ -40,6 +40,9 @@ check: $(VENV)/.installed-test  ## style, types, and which floor may import whic
 
 docs: $(VENV)-docs/.installed  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+
+links: $(VENV)/.installed-test  ## ask online whether every link that leads out still holds
+	$(BIN)/python tests/links.py
 
 bench: $(VENV)/.installed-bench  ## speed, side by side with other libraries
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py --output-dir runs/bench

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import re
 import shutil
+import threading
 import tomllib
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import documents
+import links
 import numpy as np
 import pytest
 import torch
@@ -149,6 +154,61 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert target.exists(), f"{named(page)} links to {link}"
         if anchor:
             assert anchor in documents.anchors(target), f"{named(page)} links to {link}"
+
+
+def test_links_that_lead_out_look_right() -> None:
+    """Whether they hold is asked online: make links."""
+    found = list(links.external())
+    assert {place for _, place in found} >= {"README.md", "docs/published.md", "attacks/fab.py"}
+    assert [(place, one, links.fault(one)) for one, place in found if links.fault(one)] == []
+
+
+def test_a_link_that_does_not_hold_is_found() -> None:
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response({"/here": 200, "/people": 403}.get(self.path, 404))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        asked = [links.ask(f"{root}/{name}") for name in ("here", "people", "gone")]
+        server.shutdown()
+    assert asked == [None, None, "status 404"]
+    assert links.ask(f"{root}/here", timeout=1) is not None
+    for wrong in ("http://arxiv.org/abs/1706.06083", "https://arxiv.org/abs/1799.06083",
+                  "https://localhost/x", "https://arxiv.org/pdf/1706.06083",
+                  "https://semver.org."):  # fmt: skip
+        assert links.fault(wrong) is not None
+    assert links.fault("https://arxiv.org/abs/1706.06083") is None
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md"], ids=named)
+def test_no_cell_of_a_comparison_is_left_open(page: Path) -> None:
+    """A blank could mean no, or that nobody looked; a dash is explained."""
+    part = page.read_text(encoding="utf-8").split("## Beside other tools\n")[1].split("\n## ")[0]
+    rows = [line for line in part.splitlines() if line.startswith("|")]
+    cells = [cell.strip() for row in rows[1:] for cell in row.strip("|").split("|")]
+    assert len(rows) > 10
+    assert all(cells)
+    assert "a dash says" in part
+
+
+def test_the_release_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.findall(r"^## \[(\S+)\](?: - (\d{4}-\d\d-\d\d))?$", text, re.MULTILINE)
+    assert releases[0] == ("Unreleased", "")
+    assert len(releases) == text.count("\n## ")
+    version, date = releases[1]
+    assert project["version"] == ra.__version__ == version == citation["version"]
+    assert datetime.date.fromisoformat(date) == citation["date-released"]
+    kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 # --------------------------------------------------------------------- the checker can fail

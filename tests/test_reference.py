@@ -188,6 +188,53 @@ def shown(name: str) -> str:
     return home(module, last)
 
 
+ROLE = re.compile(r":(?:class|func|meth|attr|data|mod):`~?([\w.]+)`")
+
+
+def reaches(value: object, names: list[str]) -> bool:
+    """Whether the names lead somewhere; fields of a class are only annotated."""
+    for name in names:
+        if hasattr(value, name):
+            value = getattr(value, name)
+        elif name in getattr(value, "__annotations__", {}) or (
+            name in getattr(value, "model_fields", {})
+        ):
+            return name == names[-1]
+        else:
+            return False
+    return True
+
+
+def broken_roles(path: Path, name: str) -> list[str]:
+    """Links of a file's docstrings that lead nowhere: to a name of robustann, of the module, or of
+    one of its classes."""
+    text = path.read_text(encoding="utf-8")
+    wanted = set(ROLE.findall(text))
+    if not wanted:
+        return []
+    module = importlib.import_module(name.removesuffix(".__init__"))
+    places = [module, *(one for one in vars(module).values() if isinstance(one, type))]
+    wrong = []
+    for target in sorted(wanted):
+        if target.startswith("robustann."):
+            try:
+                pkgutil.resolve_name(target)
+            except (ImportError, AttributeError):
+                # A field, perhaps.
+                owner, _, field = target.rpartition(".")
+                try:
+                    good = reaches(pkgutil.resolve_name(owner), [field])
+                except (ImportError, AttributeError):
+                    good = False
+            else:
+                good = True
+        else:
+            good = any(reaches(place, target.split(".")) for place in places)
+        if not good:
+            wrong.append(f"{path.relative_to(ROOT)}: {target}")
+    return wrong
+
+
 # ------------------------------------------------------------------------------------ the tests
 
 
@@ -221,6 +268,17 @@ def test_every_public_name_is_in_the_reference() -> None:
             assert f"`{one.module}.{one.name}`" in text, one.home
         else:
             assert one.home in named, one.home
+
+
+def test_every_name_that_a_docstring_links_to_exists() -> None:
+    wrong = []
+    for path in sorted((ROOT / "robustann").glob("**/*.py")):
+        wrong += broken_roles(path, ".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for part in ("attacks", "defenses", "reports"):
+        for path in sorted((ROOT / part).glob("**/*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            wrong += broken_roles(path, f"robustann.{name}")
+    assert wrong == []
 
 
 # --------------------------------------------------------------------- the checks can fail

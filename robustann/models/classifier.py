@@ -25,7 +25,7 @@ class ModelSpec(BaseModel):
     """What a model is made from.
 
     Attributes:
-        arch: name of the architecture, as :func:`create_model` takes it.
+        arch: name of the architecture, as :func:`robustann.models.create_model` takes it.
         class_names: one name a logit.
         shape: (C, H, W) of the images it was made for.
         mean: subtracted from each channel of images in [0, 1].

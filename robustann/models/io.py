@@ -74,7 +74,7 @@ def save_model(
     """Write the weights to ``path`` and the rest to the ``.json`` of the same name.
 
     Args:
-        model: what :func:`create_model` or :func:`load_model` returned.
+        model: what :func:`robustann.models.create_model` or :func:`load_model` returned.
         path: ends in ``.safetensors``; missing folders are made, an older file is replaced.
         training: how it was trained, JSON values.
         metrics: how well it did, JSON values.
