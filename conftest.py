@@ -10,7 +10,7 @@ import pytest
 # Where they are made for the reader too.
 PAGE = Path(__file__).parent / "docs" / "api.md"
 USERS = (
-    "robustann/results.py",
+    "robustann/results/",
     "robustann/auditing/gates.py",
     "robustann/hardening/",
     "robustann/outputs/",
