@@ -21,8 +21,11 @@ PAGES = [
     *(ROOT / part / "README.md" for part in ("examples", "benchmarks")),
 ]
 # Papers are named in docstrings and in what attacks and checks say of themselves.
-SOURCES = [path for part in ("robustann", "attacks", "defenses", "reports", "benchmarks")
-           for path in sorted((ROOT / part).rglob("*.py"))]  # fmt: skip
+# The folders are links in a checkout, and none in the source archive.
+_FOLDERS = ("robustann", *(f"robustann/{part}" for part in ("attacks", "defenses", "reports")))
+SOURCES = sorted(
+    {path for part in (*_FOLDERS, "benchmarks") for path in (ROOT / part).rglob("*.py")}
+)
 _ADDRESS = re.compile(r"""https?://[^\s<>"'`)\]}\\]*""")
 _ARXIV = re.compile(r"arXiv:\s?([\w./-]*\w)")
 # Form: a host with a dot, and no end that belongs to the sentence around it.
