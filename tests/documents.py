@@ -8,7 +8,8 @@ What a fence does is told by its language:
 - any, with ``title="FILE"``: is written to that file, instead of being run.
 - ``toml``, ``yaml``, ``json``: is parsed. ``text``, ``csv``: nothing.
 
-``<!-- not run: REASON -->`` before a fence leaves it out.
+``<!-- not run: REASON -->`` before a fence leaves it out; its commands must have options and
+architectures that there are all the same.
 
 A page that is followed in a checkout (a copy: the guides add files to it) has its commands run by
 what is in there.
@@ -31,6 +32,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from robustann.cli import main
+from robustann.models import create_model
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(
@@ -82,6 +84,9 @@ class Reader:
         for fence in fences(self.page):
             if fence.reason is not None:
                 assert len(fence.reason) > 10, f"{self.page}:{fence.line}: why is it not run?"
+                if fence.language == "sh":
+                    for command, _ in commands(fence.text):
+                        look_at(shlex.split(command, comments=True))
                 continue
             try:
                 self.do(fence)
@@ -155,6 +160,27 @@ def run_robustann(words: list[str]) -> int:
         return main._run()
     finally:
         sys.argv = before
+
+
+def look_at(words: list[str]) -> None:
+    """A command that is not run: whether it could be."""
+    if words[0] == "torchrun":
+        assert words[words.index("-m") + 1] == "robustann"
+        words = words[words.index("-m") + 1 :]
+    if words[0] == "robustann":
+        # Required options and the types of all are looked at, too.
+        command = main.cli.commands[words[1]]
+        with command.make_context(words[1], words[2:]) as context:
+            arch = context.params.get("arch")
+        if arch is not None:
+            create_model(arch, class_names=["a", "b"], shape=(3, 32, 32))
+    elif words[0] == "python":
+        text = (ROOT / words[1]).read_text(encoding="utf-8")
+        for option in (word for word in words[2:] if word.startswith("--")):
+            assert f'"{option}"' in text, f"{words[1]} has no {option}"
+    else:
+        assert words[0] == "pip", words
+        check_install(words)
 
 
 def check_install(words: list[str]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from click import NoSuchOption
 from documents import ROOT, Reader
 from PIL import Image
 
@@ -230,6 +231,19 @@ def test_the_release_is_the_same_everywhere() -> None:
         ("```ruby\nputs 1\n```\n", AssertionError),
         ("```\nno language\n```\n", AssertionError),
         ("<!-- not run: no -->\n```python\n1 / 0\n```\n", AssertionError),
+        (
+            "<!-- not run: takes several days -->\n```sh\nrobustann audit --moon\n```\n",
+            NoSuchOption,
+        ),
+        (
+            "<!-- not run: takes a GPU -->\n```sh\n"
+            "torchrun -m robustann harden --arch resnet-5 --data digits\n```\n",
+            ra.UsageError,
+        ),
+        (
+            "<!-- not run: takes several days -->\n```sh\npython benchmarks/verdict.py --moon\n```\n",
+            AssertionError,
+        ),
     ],
 )
 def test_a_page_that_is_wrong_is_found(
