@@ -32,7 +32,6 @@ MODULES = (
     "robustann.findings",
     "robustann.interop",
     "robustann.metrics",
-    "robustann.results",
     "robustann.rng",
     "robustann.threat",
     "robustann.attacks.base",
