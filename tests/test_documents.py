@@ -232,7 +232,7 @@ def test_the_release_is_the_same_everywhere() -> None:
         ("```\nno language\n```\n", AssertionError),
         ("<!-- not run: no -->\n```python\n1 / 0\n```\n", AssertionError),
         (
-            "<!-- not run: takes several days -->\n```sh\nrobustann audit --moon\n```\n",
+            "<!-- not run: takes two days -->\n```sh\nrobustann audit --moon\n```\n",
             NoSuchOption,
         ),
         (
@@ -241,7 +241,7 @@ def test_the_release_is_the_same_everywhere() -> None:
             ra.UsageError,
         ),
         (
-            "<!-- not run: takes several days -->\n```sh\npython benchmarks/verdict.py --moon\n```\n",
+            "<!-- not run: takes two days -->\n```sh\npython benchmarks/verdict.py --moon\n```\n",
             AssertionError,
         ),
     ],

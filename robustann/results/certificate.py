@@ -28,10 +28,11 @@ class Certificate(Value):
     ``smoothing`` is one for l2 about the smoothed classifier, each sample's with the probability
     that ``settings`` name; ``words`` say which classifier and what was attacked.
 
-    ``certified`` has one entry a sample, in the order of :class:`~robustann.results.CleanSamples`: proven to be
-    classified correctly whatever the threat model allows. ``crossed`` holds the places of samples
-    that are certified and were broken all the same, within the audited eps or another one that
-    was certified: there are none, unless the certificate or the judgement of an attack is wrong.
+    ``certified`` has one entry a sample, in the order of
+    :class:`~robustann.results.CleanSamples`: proven to be classified correctly whatever the threat
+    model allows. ``crossed`` holds the places of samples that are certified and were broken all
+    the same, within the audited eps or another one that was certified: there are none, unless the
+    certificate or the judgement of an attack is wrong.
 
     >>> result.certificate.method, result.certificate.certified, result.certificate.crossed
     ('crown', (True, False, False, True), ())
