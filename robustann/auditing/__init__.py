@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from robustann.auditing.costs import Estimate
 from robustann.auditing.gates import METRICS, parse_gate, with_gates
 from robustann.auditing.partial import forget
 from robustann.auditing.presets import PRESETS, AuditConfig, Preset, get_preset
 from robustann.auditing.rows import Cases
-from robustann.auditing.runner import Audit, Estimate, chosen_samples
+from robustann.auditing.runner import Audit
+from robustann.auditing.selection import chosen_samples
 
 __all__ = [
     "METRICS",

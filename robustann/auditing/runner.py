@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
-import json
 import math
-import platform
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +19,31 @@ from torch import Tensor, nn
 from robustann.attacks.engine import ALIGNMENT, check_classes, model_device, predict_logits
 from robustann.auditing.batching import find_batch_size, is_out_of_memory, measure
 from robustann.auditing.certifying import Proof, check_provable, prove, with_proof
-from robustann.auditing.corruptions import corruption_propagations, measure_corruptions
+from robustann.auditing.corruptions import measure_corruptions
+from robustann.auditing.costs import Estimate, affordable, estimated
 from robustann.auditing.curve import DistanceStage, distance_stage
 from robustann.auditing.inner import differentiable_part
 from robustann.auditing.partial import InMemory, Kept, Partial
 from robustann.auditing.passes import Passes
 from robustann.auditing.presets import AuditConfig, Stage, get_preset, labelled
+from robustann.auditing.provenance import device_name, identity, provenance_of
 from robustann.auditing.remedies import Plan, answered, plan
 from robustann.auditing.rows import Batch, Cases
 from robustann.auditing.sanity import advise
+from robustann.auditing.selection import TRUST_IMAGES, chosen_samples, shuffled
 from robustann.auditing.shards import LARGEST_SHARD, Shards, shard_size
 from robustann.auditing.shown import Shown
 from robustann.auditing.speed import Precision, Quick, Timer, low_precisions, tune
 from robustann.auditing.summary import summarize
 from robustann.auditing.surrogate import agreement, from_surrogate
-from robustann.auditing.weights import effort_of, measure_weights, weight_propagations
-from robustann.certificates import Smoothed
+from robustann.auditing.weights import effort_of, measure_weights
 from robustann.data import Split
 from robustann.errors import DataError, ModelError, RobustannError, UsageError
 from robustann.findings import Finding
-from robustann.models import tensor_digest
 from robustann.results import AuditResult, Execution, Explanation, Provenance, Tuned
 from robustann.rng import SampleRandom
 from robustann.trust import budget_cut, combine, diagnose, losses_used, probe, review
 
-# Which samples are audited and explained must not hang on the seed of the attacks.
-_SELECTION_SEED = 20_240_229
-# Images that the trust checks look at.
-_TRUST_IMAGES = 64
-# What their experiments cost on each at most, about.
-_TRUST_PROPAGATIONS = 800
 # Images a batch of a randomised model, where nobody chose.
 _RANDOMISED_BATCH = 64
 # Bytes of images that may lie in memory between the passes.
@@ -71,26 +62,6 @@ def _as_it_is(result: AuditResult) -> AuditResult:
 
 
 Explainer = Callable[[nn.Module, Cases, Sequence[str], int], Explanation]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What an audit will cost at most: every sample correct, and none falling.
-
-    >>> from robustann.data import load_data
-    >>> from robustann.threat import ThreatModel
-    >>> model, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), load_data("digits")
-    >>> config = AuditConfig(threat=ThreatModel("linf", 0.1), preset="quick", max_samples=20)
-    >>> found = Audit(config).estimate(model, data.test, class_names=data.class_names)
-    >>> found.samples, found.propagations > 20 * 100, found.device
-    (20, True, 'cpu')
-    """
-
-    samples: int
-    propagations: int
-    seconds: float
-    batch_size: int
-    device: str
 
 
 class Audit:
@@ -122,46 +93,20 @@ class Audit:
         if self.config.certify:
             check_provable(model, split, self.config)
         positions = self._positions(split)
-        order = torch.randperm(len(positions), generator=_generator(1))
-        made = self._plan(model, split, positions[order[:_TRUST_IMAGES]], surrogate=surrogate)
+        sample = positions[shuffled(len(positions))[:TRUST_IMAGES]]
+        made = self._plan(model, split, sample, surrogate=surrogate)
         size = self._batch_size(made.attacked, split, positions, made.gradients)
-        rate = measure(made.attacked, split, positions[:size], self.config.threat, made.gradients)
-        forwards, backwards = 1.0, 0.0
         further = (*self._checks(len(positions)), *self.config.escalation)
-        for stage in (*made.stages, *made.fitting(further)):
-            goes_to = stage.share * made.draws
-            # A success is confirmed by a forward of its own.
-            forwards += goes_to * (stage.attack.cost[0] + 1)
-            backwards += goes_to * stage.attack.cost[1]
-        if made.seen is not None:
-            # Each look at the model is one at the part too.
-            forwards *= 2
-        if "randomised" in {one.check for one in made.findings if one.verdict == "fail"}:
-            # What looks like a success and is none costs a forward more.
-            forwards *= 2
-        allowed = math.inf if self.config.budget is None else self.config.budget + 3 * made.draws
-        if self.config.minutes is not None:
-            mean = (rate.forward + rate.backward) / 2
-            allowed = 60 * self.config.minutes / (len(positions) * max(mean, 1e-12))
-        if forwards + backwards > allowed:
-            scale = allowed / (forwards + backwards)
-            forwards, backwards = forwards * scale, backwards * scale
-        distances = self._distance_stage(split, made.gradients)
-        if distances is not None:
-            forwards += made.draws * distances.cost[0] * (2 if made.only_seen else 1)
-            backwards += made.draws * distances.cost[1]
-        checked = min(_TRUST_IMAGES, len(positions)) / len(positions) if self.config.trust else 0.0
-        forwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
-        backwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
-        seconds = len(positions) * (forwards * rate.forward + backwards * rate.backward)
-        controls = self._further_forwards(made, split, len(positions))
-        seconds += controls * rate.forward
-        return Estimate(
-            len(positions),
-            math.ceil(len(positions) * (forwards + backwards)) + controls,
-            seconds,
-            size,
-            str(model_device(model)),
+        return estimated(
+            self.config,
+            made,
+            measure(made.attacked, split, positions[:size], self.config.threat, made.gradients),
+            stages=(*made.stages, *made.fitting(further)),
+            distances=self._distance_stage(split, made.gradients),
+            shape=split.shape,
+            count=len(positions),
+            batch_size=size,
+            device=str(model_device(model)),
         )
 
     def run(
@@ -234,10 +179,11 @@ class Audit:
         if self.config.certify and not shared:
             # At once, for what cannot be proven is refused; of several workers one does it later.
             proof = prove(model, split, positions, self.config, progress=progress)
-        provenance = self._provenance(model, split, positions, model_name, data_name)
-        # A fixed random subset can be explained, so that memory does not grow with the data.
-        order = torch.randperm(len(positions), generator=_generator(1))
-        sample = positions[order[:_TRUST_IMAGES]]
+        provenance = provenance_of(
+            self.config, model, split, positions, model_name=model_name, data_name=data_name
+        )
+        order = shuffled(len(positions))
+        sample = positions[order[:TRUST_IMAGES]]
         made = self._plan(model, split, sample, draws, surrogate)
         with contextlib.ExitStack() as held:
             kept: Kept = InMemory()
@@ -246,9 +192,8 @@ class Audit:
                 # Between the passes images of most samples are kept.
                 state = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="robustann-")))
             if state is not None:
-                partial = self._partial(
-                    state, model, split, sample, made, provenance, shown, shared
-                )
+                facts = identity(self.config, model, split, sample, made, provenance, shown)
+                partial = Partial(state, facts, shared)
                 kept = held.enter_context(partial.held())
                 if (over := partial.result()) is not None:
                     notify("this shared audit has finished already: nothing is left to do")
@@ -336,7 +281,13 @@ class Audit:
             budget = self.config.budget
             if self.config.minutes is not None:
                 spent = time.perf_counter() - begin
-                budget = self._affordable(made, split, positions, size, distances, spent)
+                rate = measure(
+                    made.attacked, split, positions[:size], self.config.threat, made.gradients
+                )
+                budget = affordable(
+                    self.config, made, rate, distances=distances, shape=split.shape,
+                    count=len(positions), spent=spent,
+                )  # fmt: skip
             fixed = self.config.batch_size != "auto" or made.draws > 1
             shard = size
             if kept.shared:
@@ -451,7 +402,7 @@ class Audit:
                 seconds=round(time.perf_counter() - begin, 3),
                 attack_seconds={label: round(spent, 3) for label, spent in seconds.items()},
                 batch_size=shards.batch,
-                device=_device_name(model_device(model)),
+                device=device_name(model_device(model)),
                 threads=torch.get_num_threads(),
                 tuned=passes.tuned,
             ),
@@ -499,64 +450,6 @@ class Audit:
         entries = math.prod(split.shape)
         steps = self.preset.curve_steps
         return distance_stage(self.config.threat, entries, steps=steps, gradients=gradients)
-
-    def _affordable(
-        self,
-        made: Plan,
-        split: Split,
-        positions: Tensor,
-        size: int,
-        distances: DistanceStage | None,
-        spent: float,
-    ) -> int:
-        """The propagations an image that the configured minutes allow."""
-        threat = self.config.threat
-        rate = measure(made.attacked, split, positions[:size], threat, made.gradients)
-        mean = (rate.forward + rate.backward) / (2 if made.gradients else 1) * made.draws
-        left = 60 * (self.config.minutes or 0.0) - spent
-        if self.config.trust:
-            left -= _TRUST_PROPAGATIONS * min(_TRUST_IMAGES, len(positions)) * mean
-        if distances is not None:
-            left -= sum(distances.cost) * len(positions) * mean
-        left -= self._further_forwards(made, split, len(positions)) * rate.forward
-        return max(1, int(left / (len(positions) * max(mean, 1e-12))))
-
-    def _further_forwards(self, made: Plan, split: Split, count: int) -> int:
-        """What faults in the weights and corruptions cost."""
-        total = 0
-        if self.config.weights:
-            total += weight_propagations(made.model, count, effort_of(self.config.preset))
-        if self.config.corruptions:
-            total += corruption_propagations(split.shape, count, made.draws)
-        return total
-
-    def _partial(
-        self,
-        folder: Path,
-        model: nn.Module,
-        split: Split,
-        sample: Tensor,
-        made: Plan,
-        provenance: Provenance,
-        shown: Sequence[Shown],
-        shared: bool,
-    ) -> Partial:
-        """Where the finished batches of this audit are kept, and what they belong to."""
-        config = self.config
-        # Tensors do not say what a model does with them: its answers do.
-        logits = predict_logits(model, split.images(sample[:8]).cpu(), seed=config.seed)
-        identity = {
-            **provenance.model_dump(mode="json", exclude={"model", "data"}),
-            "bounds": list(config.threat.bounds),
-            "minutes": config.minutes,
-            "architecture": repr(model),
-            "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest(),
-            "stages": [repr(one) for one in (*made.stages, *config.check, *config.escalation)],
-            "draws": made.draws,
-            "shown": [one.digest for one in shown],
-            "device": model_device(model).type,
-        }
-        return Partial(folder, json.loads(json.dumps(identity)), shared)
 
     def _plan(
         self,
@@ -665,45 +558,6 @@ class Audit:
             norm=self.config.threat.norm,
         )
 
-    def _provenance(
-        self, model: nn.Module, split: Split, positions: Tensor, model_name: str, data_name: str
-    ) -> Provenance:
-        config = self.config
-        return Provenance(
-            versions={
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in ("robustann", "torch", "captum")},
-            },
-            seed=config.seed,
-            model=model_name,
-            model_sha256=tensor_digest(model),
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            data=data_name,
-            data_sha256=split.digest(positions),
-            preset=None if config.attacks is not None else config.preset,
-            config={
-                "norm": config.threat.norm,
-                "eps": config.threat.eps,
-                "attacks": [attack.label for attack in config.chosen],
-                "cascade": config.cascade,
-                "budget": config.budget,
-                "minutes": config.minutes,
-                "max_samples": config.max_samples,
-                "trust": config.trust,
-                "curve": config.curve,
-                "explain": config.explain,
-                **({"attributions": [*config.attributions]} if config.attributions else {}),
-                "certify": config.certify,
-                "smoothing": model.sigma if isinstance(model, Smoothed) else None,
-                "weights": config.weights,
-                **({"corruptions": True} if config.corruptions else {}),
-                **({} if config.precision == "float32" else {"precision": config.precision}),
-                **({"channels_last": True} if config.channels_last else {}),
-                **({"compile": True} if config.compile else {}),
-                **({"tune": True} if config.tune else {}),
-            },
-        )
-
 
 def _quick(made: Plan, config: AuditConfig) -> Callable[[nn.Module], nn.Module]:
     """The models as attacks shall run them."""
@@ -761,24 +615,3 @@ def _check_fit(model: nn.Module, split: Split, class_names: Sequence[str]) -> No
             f"the data, got {classes} logits; check that the model belongs to the data"
         )
     check_classes(split.labels, classes)
-
-
-def chosen_samples(count: int, wanted: int | None) -> Tensor:
-    """Positions of ``wanted`` of ``count`` samples, in order: drawn at random, always the same.
-
-    >>> len(chosen_samples(10, 4)), chosen_samples(3, None).tolist()
-    (4, [0, 1, 2])
-    """
-    if wanted is None or wanted >= count:
-        return torch.arange(count)
-    return torch.randperm(count, generator=_generator(0))[:wanted].sort().values
-
-
-def _generator(purpose: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_SELECTION_SEED + purpose)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return str(device)
