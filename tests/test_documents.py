@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import pkgutil
 import re
 import shutil
 import threading
@@ -12,17 +13,18 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import click
 import documents
 import links
 import numpy as np
 import pytest
 import torch
 import yaml
-from click import NoSuchOption
 from documents import ROOT, Reader
 from PIL import Image
 
 import robustann as ra
+from robustann.cli.main import cli
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OTHERS = [
@@ -157,6 +159,30 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in documents.anchors(target), f"{named(page)} links to {link}"
 
 
+def options(command: click.Command) -> set[str]:
+    """All options of a command and of those below it."""
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    own = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+    return own.union(*map(options, below))
+
+
+@pytest.mark.parametrize("page", LINKED, ids=named)
+def test_what_a_page_names_exists(page: Path) -> None:
+    """Python's names, files and options in its running text."""
+    text = documents.FENCE.sub("", page.read_text(encoding="utf-8"))
+    for name in re.findall(r"`(robustann(?:\.[A-Za-z_]\w*)+)", text):
+        assert pkgutil.resolve_name(name) is not None
+    folders = r"`((?:attacks|defenses|reports|robustann|tests|benchmarks|docs|examples)/[\w./-]*)`"
+    for path in re.findall(folders, text):
+        assert (ROOT / path).exists(), path
+    known = options(cli) | {"--help"}
+    scripts = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")
+    )
+    for option in re.findall(r"`(--[a-z][a-z0-9-]*)", text):
+        assert option in known or f'"{option}"' in scripts, option
+
+
 def test_links_that_lead_out_look_right() -> None:
     """Whether they hold is asked online: make links."""
     found = list(links.external())
@@ -233,7 +259,7 @@ def test_the_release_is_the_same_everywhere() -> None:
         ("<!-- not run: no -->\n```python\n1 / 0\n```\n", AssertionError),
         (
             "<!-- not run: takes two days -->\n```sh\nrobustann audit --moon\n```\n",
-            NoSuchOption,
+            click.NoSuchOption,
         ),
         (
             "<!-- not run: takes a GPU -->\n```sh\n"
