@@ -59,7 +59,7 @@ def test_a_finished_training_outlives_a_save_that_fails(run, monkeypatch):
     assert "disk is full" in err
     assert Path("d.checkpoint.pt").is_file()
     with monkeypatch.context() as patch:
-        patch.setattr("robustann.training.loop._Run.epoch", None)
+        patch.setattr("robustann.training.run.Run.epoch", None)
         code, *_ = run(*command, "--resume")
     assert code == 0
     assert ra.load_model("d.safetensors").spec.arch == "small-cnn"

@@ -29,7 +29,8 @@ from robustann.hardening import harden as hardening
 from robustann.hardening import paired
 from robustann.reports import render, views
 from robustann.reports.filters import percent
-from robustann.training import StandardStep, TrainConfig, loop
+from robustann.training import StandardStep, TrainConfig
+from robustann.training import run as one_run
 
 THREAT = ra.ThreatModel("linf", eps=0.1)
 QUICK = {"preset": "quick", "max_samples": 40, "explain": False, "curve": False, "trust": False}
@@ -104,7 +105,7 @@ def test_each_objective_trains_on_from_a_model_and_leaves_it_alone(name, model, 
 
 
 def test_a_collapse_in_training_is_told(small, digits, monkeypatch):
-    monkeypatch.setattr(loop, "collapsed", lambda seen, rows: len(rows) == 1)
+    monkeypatch.setattr(one_run, "collapsed", lambda seen, rows: len(rows) == 1)
     result = hardened(small, digits, "n-fgsm", epochs=2)
     (note,) = result.comparison.notes
     assert note.startswith("In epoch 1 of training, catastrophic overfitting")
@@ -439,8 +440,8 @@ def test_a_stop_loses_nothing_that_was_done(phase, digits, tmp_path, monkeypatch
 
     for name, place in (("trained", 1), ("audited", 1), ("measured", 0)):
         monkeypatch.setattr(hardening._Work, name, watched(name, place))
-    epoch, run, five = loop._Run.epoch, hardening.Audit.run, hardening.attack_sanitizer
-    monkeypatch.setattr(loop._Run, "epoch", lambda *a: begun.append("epoch") or epoch(*a))
+    epoch, run, five = one_run.Run.epoch, hardening.Audit.run, hardening.attack_sanitizer
+    monkeypatch.setattr(one_run.Run, "epoch", lambda *a: begun.append("epoch") or epoch(*a))
     monkeypatch.setattr(
         hardening.Audit, "run", lambda *a, **k: begun.append("audit") or run(*a, **k)
     )

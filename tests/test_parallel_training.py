@@ -188,7 +188,7 @@ def test_hardening_by_two_processes(tmp_path):
 def test_a_batch_that_cannot_be_shared_is_refused(digits, monkeypatch):
     # Without the others: refused before anything is said to them.
     monkeypatch.setattr(parallel, "join", lambda device: World(0, 3))
-    monkeypatch.setattr("robustann.training.loop.world", lambda: World(0, 3))
+    monkeypatch.setattr("robustann.training.run.world", lambda: World(0, 3))
     with pytest.raises(ra.UsageError, match="multiple of the 3 processes"):
         ra.train("small-cnn", digits, batch_size=64)
 

@@ -475,7 +475,7 @@ def test_resuming_after_the_last_epoch_only_scores(
     settings: dict[str, Any] = {"epochs": 2, "checkpoint": tmp_path / "checkpoint.pt"}
     whole = train("small-cnn", small, **settings)
     with monkeypatch.context() as patch:
-        patch.setattr("robustann.training.loop.classification_report", crash)
+        patch.setattr("robustann.training.run.classification_report", crash)
         with pytest.raises(CrashError):
             train("small-cnn", small, **settings)
     step = Stopping(epoch=3, label_smoothing=TrainConfig.label_smoothing)

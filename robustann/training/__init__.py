@@ -10,7 +10,8 @@ resumed ends, on CPU, with the same bits as one that was not.
 from __future__ import annotations
 
 from robustann.training.config import TrainConfig
-from robustann.training.loop import TrainResult, train
+from robustann.training.loop import train
+from robustann.training.result import TrainResult
 from robustann.training.steps import StandardStep, TrainingStep
 
 __all__ = ["StandardStep", "TrainConfig", "TrainResult", "TrainingStep", "train"]
