@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -164,6 +164,40 @@ def options(command: click.Command) -> set[str]:
     below = command.commands.values() if isinstance(command, click.Group) else ()
     own = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
     return own.union(*map(options, below))
+
+
+def every_command(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from every_command(below, f"{name} {below.name}")
+
+
+def test_the_commands_are_told_as_they_are() -> None:
+    """Up to the layout, which hangs on click's version."""
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    told = {
+        name: "".join(part.split()) for name, part in zip(parts[1::2], parts[2::2], strict=True)
+    }
+    found = dict(every_command(cli, "robustann"))
+    assert list(told) == list(found), "write it again: python docs/commands.py"
+    for name, command in found.items():
+        said = [*command.help.replace("\b", "").split("\n\n")] if command.help else []
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                said += [option.opts[0], option.help or ""]
+        for one in said:
+            squeezed = "".join(one.split())
+            assert squeezed in told[name], f"{one}; write it again: python docs/commands.py"
+
+
+def test_no_summary_of_a_command_is_cut_off() -> None:
+    for name, command in every_command(cli, "robustann"):
+        if isinstance(command, click.Group):
+            said = command.get_help(click.Context(command, info_name=name, max_content_width=80))
+            listed = said.partition("\nCommands:\n")[2].splitlines()
+            assert len(listed) == len(command.commands)
+            assert [line for line in listed if line.endswith("...")] == []
 
 
 @pytest.mark.parametrize("page", LINKED, ids=named)

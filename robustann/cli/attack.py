@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _SHEET_COLUMNS = 12
 
 
-@click.command()
+@click.command(short_help="Make adversarial images with one attack.")
 @model_options
 @data_options
 @threat_options

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from robustann.outputs import Verdict
 
 
-@click.command()
+@click.command(short_help="Attack a model in every way, and report what falls.")
 @click.option(
     "--config",
     "config_path",

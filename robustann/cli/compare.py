@@ -9,7 +9,7 @@ import click
 from robustann.cli.options import check_targets, quiet_option, share
 
 
-@click.command()
+@click.command(short_help="Set audits side by side on one page.")
 @click.argument(
     "results", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A.JSON B.JSON ..."
 )

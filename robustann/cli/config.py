@@ -13,7 +13,7 @@ from robustann.cli.settings import audit_options, settings_of
 file_argument = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 
 
-@click.group()
+@click.group(short_help="Write, check and show an audit's configuration.")
 def config() -> None:
     """Write, check and show configurations of 'robustann audit --config'.
 
@@ -25,7 +25,7 @@ def config() -> None:
     """
 
 
-@config.command()
+@config.command(short_help="Write a commented configuration to start from.")
 @click.argument(
     "path", type=click.Path(path_type=Path), default=Path("audit.toml"), metavar="[PATH]"
 )
@@ -53,7 +53,7 @@ def init(path: Path, force: bool, quiet: bool) -> None:
         click.echo(f"configuration: {path}; run it with 'robustann audit --config {path}'")
 
 
-@config.command()
+@config.command(short_help="Check a configuration without running it.")
 @file_argument
 @quiet_option
 def validate(file: Path, quiet: bool) -> None:
@@ -73,7 +73,7 @@ def validate(file: Path, quiet: bool) -> None:
             click.echo(f"it names code: {code}, which runs only with --allow-code-execution")
 
 
-@config.command()
+@config.command(short_help="Print the configuration that a run would use.")
 @file_argument
 @audit_options
 @click.pass_context
@@ -89,7 +89,7 @@ def show(context: click.Context, /, file: Path, **_: Any) -> None:
     click.echo(to_toml(settings_of(context, file).values), nl=False)
 
 
-@config.command()
+@config.command(short_help="Print the JSON Schema of a configuration.")
 def schema() -> None:
     """Print the JSON Schema of a configuration, for editors.
 

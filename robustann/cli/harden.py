@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from robustann.models.request import ModelRequest
 
 
-@click.command()
+@click.command(short_help="Harden a model, and audit it before and after.")
 @start_options
 @data_options
 @threat_options

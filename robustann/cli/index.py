@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from robustann.reports.views.overview import Found
 
 
-@click.command()
+@click.command(short_help="List all audits in a folder on one page.")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
 @click.option(
     "--out",

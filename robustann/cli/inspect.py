@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ROWS = 20
 
 
-@click.command()
+@click.command(short_help="Tell what a model file is, without running it.")
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--all", "everything", is_flag=True, help=f"Show all tensors, not {_ROWS} a list.")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import click
 
 
-@click.command("list")
+@click.command("list", short_help="List attacks, defenses, models, data sets or presets.")
 @click.argument("what", type=click.Choice(["attacks", "defenses", "models", "datasets", "presets"]))
 def listing(what: str) -> None:
     """Show what there is: attacks and defenses with their options, models, datasets or presets.

@@ -10,7 +10,7 @@ from robustann.cli.options import quiet_option
 from robustann.cli.verdict import verdict
 
 
-@click.command()
+@click.command(short_help="Write the report of an audit again.")
 @click.argument("results", type=click.Path(path_type=Path), metavar="RESULTS.JSON")
 @click.option(
     "--out",

@@ -19,7 +19,7 @@ key_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Write down what a model file holds.")
 @model_argument
 @key_option
 @click.option(
@@ -68,7 +68,7 @@ def seal(model: Path, key_file: Path | None, out: Path | None, quiet: bool) -> N
         click.echo(f"manifest: {target}")
 
 
-@click.command()
+@click.command(short_help="Tell whether a model file is the one that was sealed.")
 @model_argument
 @click.argument("manifest", required=False, type=click.Path(path_type=Path), metavar="[MANIFEST]")
 @key_option

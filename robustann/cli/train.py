@@ -19,7 +19,7 @@ from robustann.cli.options import (
 from robustann.cli.training_options import training_config, training_options
 
 
-@click.command()
+@click.command(short_help="Train a classifier.")
 @data_options
 @click.option(
     "--arch",
