@@ -54,11 +54,12 @@ class Diagnosis:
         dynamic: the model calls autograd while it predicts.
         propagations: forwards and backwards of single images spent.
 
-    >>> x = torch.rand(8, 1, 4, 4)
-    >>> model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(16, 3))
-    >>> model[1].train = lambda mode=True: model[1]  # stays random in eval mode
-    >>> found = diagnose(model, x, torch.zeros(8, dtype=torch.int64), ThreatModel("linf", 0.1))
-    >>> found.randomised, found.batch_dependent
+    >>> class Noisy(nn.Module):
+    ...     def forward(self, x):
+    ...         return x.flatten(1) + 0.1 * torch.rand(len(x), 3)
+    >>> x, labels = torch.eye(3).reshape(3, 1, 1, 3), torch.arange(3)
+    >>> found = diagnose(Noisy(), x, labels, ThreatModel("linf", 0.1))
+    >>> found.randomised, found.gradient_missing
     (True, False)
     """
 
