@@ -173,7 +173,7 @@ def every_command(command: click.Command, name: str) -> Iterator[tuple[str, clic
 
 
 def test_the_commands_are_told_as_they_are() -> None:
-    """Up to the layout, which hangs on click's version."""
+    """Up to the layout, which depends on click's version."""
     text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
     told = {

@@ -222,7 +222,7 @@ def plan(
         draws = max(draws, _DRAWS)
         done["randomised"] = (
             f"Logits and gradients were averaged over {draws} draws (EOT), and a success had to "
-            "hold for the average. What is drawn for an image hangs on its batch, so figures "
+            "hold for the average. What is drawn for an image depends on its batch, so figures "
             "vary a little with the batch size."
         )
     # For some images only: that is reason enough to go through a part, if there is one.

@@ -47,7 +47,7 @@ CHECKS: Mapping[str, Check] = {
     ),
     "batch-dependent": Check(
         1e-3,
-        "An image's prediction hangs on its neighbours, so an attacked image may be judged "
+        "An image's prediction depends on its neighbours, so an attacked image may be judged "
         "otherwise alone, and results change with the batch size.",
         "Set batch statistics to fixed ones (BatchNorm in eval mode with running statistics), or "
         "make the model treat each image alone.",
