@@ -337,7 +337,7 @@ def test_folder_refusals(tmp_path: Path) -> None:
         load_data(f"imagefolder:{tmp_path}/none")
     with pytest.raises(UsageError, match="at least 1 pixel"):
         load_data(f"imagefolder:{tmp_path}", image_size=0)
-    with pytest.raises(DataError, match="one folder a class, at least two"):
+    with pytest.raises(DataError, match="one folder per class, at least two"):
         load_data(f"imagefolder:{tmp_path}")
     _write_images(tmp_path / "train" / "a", 3, 0)
     _write_images(tmp_path / "train" / "b", 3, 1)

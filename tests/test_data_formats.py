@@ -92,7 +92,7 @@ def test_npz_never_unpickles(tmp_path, monkeypatch):
         ({"images": np.zeros((3, 1, 2, 2)), "x": np.zeros(3), "labels": np.arange(3)}, "name them"),
         ({"images": np.full((3, 1, 2, 2), 2.0), "labels": np.arange(3)}, "divide by 255"),
         ({"images": np.zeros((3, 8, 8, 3)), "labels": np.arange(3)}, "channels last"),
-        ({"images": np.zeros((3, 1, 2, 2)), "labels": np.arange(2)}, "one label an image"),
+        ({"images": np.zeros((3, 1, 2, 2)), "labels": np.arange(2)}, "one label per image"),
     ],
 )
 def test_npz_that_is_unfit_is_told(tmp_path, content, says):

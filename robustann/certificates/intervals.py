@@ -122,7 +122,7 @@ def propagate(
     if logits.center.dim() != 2 or len(logits.center) != len(lower):
         raise ModelError(
             f"expected the model to return logits of shape ({len(lower)}, classes), got "
-            f"{tuple(logits.center.shape)}; wrap it so that it returns one row an image"
+            f"{tuple(logits.center.shape)}; wrap it so that it returns one row per image"
         )
     return logits, domain
 

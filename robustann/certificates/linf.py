@@ -187,6 +187,6 @@ def crossed(certified: Tensor, attacked: Tensor) -> Tensor:
         if mask.dtype != torch.bool or mask.dim() != 1 or len(mask) != len(certified):
             raise DataError(
                 f"expected certified and attacked as bool tensors of one length, got {what} of "
-                f"shape {tuple(mask.shape)} and type {mask.dtype}; give one value a sample"
+                f"shape {tuple(mask.shape)} and type {mask.dtype}; give one value per sample"
             )
     return (certified.cpu() & attacked.cpu()).nonzero().squeeze(1)

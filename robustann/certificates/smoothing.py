@@ -377,7 +377,7 @@ def _winners(model: nn.Module, noisy: Tensor, batch_size: int) -> tuple[Tensor, 
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
             raise ModelError(
                 f"expected logits of shape ({len(filled)}, classes), got {came}; wrap the model "
-                "so that it returns one row an image"
+                "so that it returns one row per image"
             )
         logits = logits[: len(part)]
         if not bool(logits.isfinite().all()):

@@ -42,7 +42,7 @@ def tensor_split(x: Any, y: Any, *, num_classes: int | None = None) -> TensorSpl
     labels = check_labels(labels, num_classes)
     if len(images) != len(labels):
         raise DataError(
-            f"expected one label an image, got {len(images)} images and {len(labels)} labels; "
+            f"expected one label per image, got {len(images)} images and {len(labels)} labels; "
             "check that both come from the same samples"
         )
     return TensorSplit(images, labels)
@@ -149,7 +149,7 @@ def check_labels(labels: Tensor, num_classes: int | None) -> Tensor:
     if labels.ndim != 1:
         hint = "use argmax over the classes" if labels.ndim == 2 else "flatten them"
         raise DataError(
-            f"expected labels of shape (N,), one integer an image, got {tuple(labels.shape)}; "
+            f"expected labels of shape (N,), one integer per image, got {tuple(labels.shape)}; "
             f"{hint}"
         )
     if not labels.numel():

@@ -74,7 +74,7 @@ def load_folder(
     class_names = tuple(_folders_in(first))
     if len(class_names) < 2:
         raise DataError(
-            f"expected '{first}' to hold one folder a class, at least two, "
+            f"expected '{first}' to hold one folder per class, at least two, "
             f"got {list(class_names)}; sort the images into folders"
         )
     listed = {part: _list_files(folder, class_names) for part, folder in folders.items()}

@@ -97,7 +97,7 @@ class Split(ABC):
             if positions.shape != (n,):
                 raise UsageError(
                     f"expected a mask of shape ({n},) for {n} images, "
-                    f"got {tuple(positions.shape)}; give one value an image"
+                    f"got {tuple(positions.shape)}; give one value per image"
                 )
             return positions.nonzero().flatten()
         if not positions.numel():

@@ -132,7 +132,7 @@ def check_logits(model: ImageClassifier) -> None:
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(
             f"expected '{spec.arch}' to give logits of shape (N, {spec.num_classes}), "
-            f"got {came} for one image; its last layer must have one output a class"
+            f"got {came} for one image; its last layer must have one output per class"
         )
     for module, training in was_training.items():
         module.training = training
