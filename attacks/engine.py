@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustann.attacks.base import Attack, State
+from robustann.attacks.base import Attack, State, at_least
 from robustann.attacks.losses import Loss, margin
 from robustann.attacks.relaxed import leaky_backward
 from robustann.errors import DataError, ModelError, UsageError, unknown_name
 from robustann.rng import SampleRandom, stable_hash
-from robustann.threat import ThreatModel, check_images
+from robustann.threat import ThreatModel, asking_waits, check_images
 
 ALIGNMENT = 8
-# On an accelerator, asking which samples have fallen waits for the device: ask seldom.
-_ACCELERATOR_COMPACTION = 5
+# Steps from one time to the next at which fallen samples leave, where asking waits for the device.
+_SPACING = 8
 # What a search may compute in; what it finds is judged in float32.
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Of losses in float16.
@@ -200,7 +200,7 @@ def predict_logits(
     parts = []
     with frozen(model, seed), torch.no_grad():
         for batch in x.split(batch_size):  # type: ignore[no-untyped-call]
-            rows = _aligned_rows(len(batch)).to(device)
+            rows = _aligned_rows(len(batch), device)
             # The same draws for each batch: how many there are must not matter.
             with _own_draws(device, "predict", seed):
                 part = _mean_logits(model, batch.to(device)[rows], draws)[: len(batch)]
@@ -240,9 +240,19 @@ def _mean_logits(model: nn.Module, x: Tensor, draws: int) -> Tensor:
     return logits / draws if draws > 1 else logits
 
 
-def _aligned_rows(count: int) -> Tensor:
+def _aligned_rows(count: int, device: torch.device) -> Tensor:
     """0..count-1, filled up with copies of row 0 to a multiple of the alignment."""
-    return torch.cat([torch.arange(count), torch.zeros(-count % ALIGNMENT, dtype=torch.int64)])
+    rows = torch.arange(count + -count % ALIGNMENT, device=device)
+    return rows.masked_fill_(rows >= count, 0) if count % ALIGNMENT else rows
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Images that were shown to the model, and what it said: to be judged."""
+
+    x: Tensor
+    logits: Tensor
+    backwards: int
 
 
 class Oracle:
@@ -257,7 +267,8 @@ class Oracle:
         logits: those of the last query, (M, K), detached.
 
     Every query is counted and judged; M shrinks between steps as samples fall. Some rows may be
-    padding; attacks need not know which.
+    padding; attacks need not know which. To judge is to wait for the device: a ``patient`` oracle
+    puts it off until samples leave, or somebody asks for what hangs on it, with the same outcome.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
     >>> _ = model[1].weight.data.copy_(torch.eye(2))  # each pixel is a logit
@@ -284,9 +295,10 @@ class Oracle:
         limit: Tensor | None = None,
         draws: int = 1,
         precision: str = "float32",
+        patient: bool = False,
     ) -> None:
         count = len(x)
-        rows = _aligned_rows(count).to(x.device)
+        rows = _aligned_rows(count, x.device)
         self.threat = threat
         self.x = x[rows]
         self.labels = labels[rows]
@@ -301,6 +313,9 @@ class Oracle:
         self._draws = draws
         self._low = LOW_PRECISION.get(precision)
         self._scale = _SCALE if self._low is torch.float16 else 1.0
+        # Of a minimum-norm attack nothing is confirmed on the way, so nothing waits.
+        self._patient = patient and not minimum_norm
+        self._pending: list[_Look] = []
         # Images judged so far, in steps: the same for every batch.
         self._looks = 0
         self._rows = rows
@@ -332,12 +347,14 @@ class Oracle:
     def best(self) -> Tensor:
         """The image of smallest margin that each sample has been shown so far (M, C, H, W); an
         earlier attack's, where one was handed on."""
+        self._settle()
         return self._best["adversarial"]
 
     @property
     def best_margin(self) -> Tensor:
         """The margin of :attr:`best` (M,): positive while the sample stands, infinite before the
         first query."""
+        self._settle()
         return self._best["margin"]
 
     @property
@@ -347,16 +364,24 @@ class Oracle:
         return hit if self.threat.targeted else ~hit
 
     @property
+    def gap(self) -> Tensor:
+        """The margin of the images of the last query (M,), by logits alone: positive while the
+        sample stands, infinite where the answer is no number."""
+        gap = -margin(self.logits, self.labels, self.threat.targeted)
+        return gap.masked_fill(~self.logits.isfinite().all(1), torch.inf)
+
+    @property
     def best_distance(self) -> Tensor:
         """To the nearest adversarial image that a minimum-norm attack has shown (M,), float32;
         that image is then :attr:`best`. Infinite where there was none."""
+        self._settle()
         return self._best["distance"]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (M, K) of ``x``: one forward a sample (and draw), judged."""
         with torch.no_grad():
             self.logits = self._query(x)
-        self._judge(x)
+        self._show(x)
         return self.logits
 
     def gradient(self, x: Tensor, loss: Loss, leak: float = 0.0) -> Tensor:
@@ -405,8 +430,7 @@ class Oracle:
                 gradient = gradient / self._scale
             found.append(gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         self.logits = logits.detach()
-        self._best["backwards"] += self._standing * (self._draws * len(losses))
-        self._judge(x.detach())
+        self._show(x.detach(), self._draws * len(losses))
         return found
 
     def _query(self, x: Tensor) -> Tensor:
@@ -414,8 +438,10 @@ class Oracle:
         with torch.autocast(x.device.type, low) if low is not None else nullcontext():
             logits = _mean_logits(self._model, x, self._draws)
         if logits.shape[1] != self._classes:
-            # Before a label is used as an index: on a GPU that would end the process's CUDA.
-            check_classes(self.labels, logits.shape[1])
+            # Before a label is used as an index: on a GPU that would end the process's CUDA. Not in
+            # each batch of training, for which the trainer has looked through all of them.
+            if self._judging or not asking_waits(x.device):
+                check_classes(self.labels, logits.shape[1])
             self._classes = logits.shape[1]
         return logits
 
@@ -427,27 +453,52 @@ class Oracle:
     @property
     def standing(self) -> Tensor:
         """Which rows still stand and are no padding (M,): the others need no work."""
+        self._settle()
         return self._standing
 
     def ask(self, x: Tensor) -> Tensor:
         """Logits of any number of any images, differentiable, neither judged nor counted: for
         foreign attacks, which tell :meth:`count` what they spent."""
-        rows = _aligned_rows(len(x)).to(x.device)
+        rows = _aligned_rows(len(x), x.device)
         return _mean_logits(self._model, x[rows], self._draws)[: len(x)]
 
     def count(self, forwards: Tensor, backwards: Tensor) -> None:
         """Charge each row with images and gradients asked for through :meth:`ask`, int64 (M,)."""
+        self._settle()
         self._best["forwards"] += self._standing * forwards * self._draws
         self._best["backwards"] += self._standing * backwards * self._draws
 
-    def _judge(self, x: Tensor) -> None:
+    def _show(self, x: Tensor, backwards: int = 0) -> None:
+        """What is said of ``x`` is judged: now, or later."""
         if not self._judging:
             return
+        # What is judged later must not change before.
+        self._pending.append(_Look(x.clone() if self._patient else x, self.logits, backwards))
+        if not self._patient:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Judge what waits for it, in the order in which it was shown."""
+        looks, self._pending = self._pending, []
+        if not looks:
+            return
+        outcomes = [self._outcome(look.x, look.logits, self.labels) for look in looks]
+        claims = [False] * len(looks)
+        if not self._minimum_norm:
+            # One question for all of them.
+            fallen = torch.stack([outcome[1] for outcome in outcomes])
+            claims = (fallen & self._standing).any(1).tolist()
+        for look, outcome, claim in zip(looks, outcomes, claims, strict=True):
+            self._judge(look, *outcome, claim)
+
+    def _judge(
+        self, look: _Look, prediction: Tensor, fallen: Tensor, gap: Tensor, claim: bool
+    ) -> None:
         self._looks += 1
-        best, standing = self._best, self._standing
+        best, standing, x = self._best, self._standing, look.x
+        if look.backwards:
+            best["backwards"] += standing * look.backwards
         best["forwards"] += standing * self._draws
-        prediction, fallen, gap = self._outcome(x, self.logits, self.labels)
-        claimed = standing & fallen
         if self._minimum_norm:
             distance = self.threat.distance(x, self.x).to(best["distance"].dtype)
             nearer = fallen & (distance < best["distance"])
@@ -455,7 +506,8 @@ class Oracle:
             best["distance"] = torch.where(standing & nearer, distance, best["distance"])
         else:
             asked = best["forwards"]
-            if bool(claimed.any()):
+            if claim:
+                claimed = standing & fallen
                 x, prediction, fallen, gap = self._confirmed(x, prediction, fallen, gap, claimed)
                 best["forwards"] = best["forwards"] + claimed * self._draws
             better = standing & (fallen | (gap < best["margin"]))
@@ -496,7 +548,10 @@ class Oracle:
         no success, and its sample goes on being attacked.
         """
         found = claimed.nonzero().squeeze(1)
-        rows = found[_aligned_rows(len(found)).to(found.device)]
+        if not len(found):
+            # Who claims it has fallen in an earlier look.
+            return x, prediction, fallen, gap
+        rows = found[_aligned_rows(len(found), found.device)]
         images = self.region.select(rows).project(x[rows])
         # Whether anything is confirmed hangs on the batch; what a randomised model draws next must
         # not.
@@ -509,10 +564,12 @@ class Oracle:
 
     def restart(self, start: int) -> None:
         """Fresh random streams for the samples that still stand."""
+        self._settle()
         self.random = self._streams.fork("start", start)
 
     def compact(self, state: State) -> State:
         """Drop the samples that have fallen, down to an aligned number of rows."""
+        self._settle()
         standing = int(self._standing.sum())
         size = standing + (-standing % ALIGNMENT)
         if size == len(self):
@@ -541,6 +598,7 @@ class Oracle:
 
     def finish(self) -> State:
         """Everything kept of every sample, in the original order."""
+        self._settle()
         self._flush(torch.arange(len(self), device=self._rows.device))
         return self._kept
 
@@ -558,10 +616,11 @@ def run(
     limit: Tensor | None = None,
     draws: int = 1,
     precision: str = "float32",
+    spacing: int | None = None,
 ) -> AttackResult:
     """Attack one batch of images and judge the outcome.
 
-    A sample that has fallen leaves the batch at once; each success is confirmed by a forward of
+    A sample that has fallen leaves the batch; each success is confirmed by a forward of
     its own in float32 on the final image, projected once more.
 
     Args:
@@ -581,9 +640,15 @@ def run(
         precision: ``bf16`` or ``fp16`` searches under autocast. Every success, and the final image
             of every sample that stands, is judged in float32 all the same. Minimum-norm attacks
             search in float32 always: their images lie where a rounding decides.
+        spacing: steps from one time to the next at which what has fallen leaves the batch, and
+            before that 1, 2, 4, ... steps after the start, for most fall early. In between what has
+            fallen is ignored, and nothing waits for the device. None means 1 on the CPU, where
+            asking costs nothing, and 8 elsewhere. The result is the same, but for the draws of a
+            randomised model, which hang on the batch.
 
     Raises:
-        UsageError: the attack does not support the norm, or an unknown precision.
+        UsageError: the attack does not support the norm, an unknown precision, or a spacing under
+            1.
         DataError: images or labels are unfit.
         ModelError: the model's output is unfit or carries no gradient.
 
@@ -599,6 +664,8 @@ def run(
     if precision != "float32" and precision not in LOW_PRECISION:
         raise unknown_name("precision", precision, ("float32", *LOW_PRECISION))
     low = precision != "float32" and not attack.minimum_norm
+    if spacing is not None:
+        at_least("spacing", spacing, 1)
     attack.check(threat)
     check_images(x, threat.bounds)
     check_labels(labels, len(x))
@@ -609,7 +676,7 @@ def run(
         )
     device = model_device(model)
     x, labels = x.detach().to(device, torch.float32).clone(), labels.to(device).clone()
-    compaction = 1 if device.type == "cpu" else _ACCELERATOR_COMPACTION
+    spacing = spacing or (_SPACING if asking_waits(device) else 1)
     streams = random.to(device).fork(attack.label)
     with frozen(model, random.seed):
         oracle = Oracle(
@@ -623,6 +690,7 @@ def run(
             limit=None if limit is None else limit.to(device),
             draws=draws,
             precision=precision if low else "float32",
+            patient=spacing > 1,
         )
         if not known_correct:
             oracle.forward(oracle.x)
@@ -634,7 +702,8 @@ def run(
             state = attack.init(oracle)
             for iteration in range(attack.iterations):
                 state = attack.step(oracle, state, iteration)
-                if (iteration + 1) % compaction == 0:
+                done = iteration + 1
+                if done % spacing == 0 or (done < spacing and done & iteration == 0):
                     state = oracle.compact(state)
                     if not len(oracle):
                         break
@@ -667,7 +736,7 @@ def _verified(
     # of a search in low precision what was not confirmed on the way.
     claimed = (~kept["success"] if low else kept["success"]).nonzero().squeeze(1)
     if len(claimed) and (attack.minimum_norm or low):
-        rows = claimed[_aligned_rows(len(claimed)).to(claimed.device)]
+        rows = claimed[_aligned_rows(len(claimed), claimed.device)]
         with torch.no_grad(), _own_draws(x.device, "verify", seed):
             logits = _mean_logits(model, final[rows], draws)[: len(claimed)]
         hit = logits.argmax(1) == labels[claimed]

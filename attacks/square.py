@@ -66,18 +66,23 @@ class Square(Attack):
         return self.queries, 0
 
     def init(self, oracle: Oracle) -> State:
+        known = {"best": oracle.best, "value": oracle.best_margin}
         if self.start == "best":
-            return {"x": self._propose(oracle, oracle.best, 0)}
+            return {**known, "x": self._propose(oracle, oracle.best, 0)}
         if oracle.threat.norm == "linf":
             channels, _, width = oracle.x.shape[1:]
             signs = oracle.random.sign(channels, 1, width)
-            return {"x": oracle.region.project(oracle.x + signs * oracle.threat.eps)}
-        return {"x": oracle.region.random_start(oracle.random)}
+            return {**known, "x": oracle.region.project(oracle.x + signs * oracle.threat.eps)}
+        return {**known, "x": oracle.region.random_start(oracle.random)}
 
     def step(self, oracle: Oracle, state: State, iteration: int) -> State:
         oracle.forward(state["x"])
-        # The best image so far is the engine's to remember.
-        return {"x": self._propose(oracle, oracle.best, iteration + 1)}
+        # Not the engine's best image, for that is known only once it has judged.
+        gap = oracle.gap
+        better = gap < state["value"]
+        best = torch.where(better.view(-1, 1, 1, 1), state["x"], state["best"])
+        value = torch.where(better, gap, state["value"])
+        return {"x": self._propose(oracle, best, iteration + 1), "best": best, "value": value}
 
     def _propose(self, oracle: Oracle, x: Tensor, query: int) -> Tensor:
         channels, height, width = x.shape[1:]
