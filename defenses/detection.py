@@ -238,11 +238,6 @@ class Detection(_Value):
     true_positive_rates: tuple[Number, ...]
     scores: tuple[MaybeNumber, ...]
 
-    @property
-    def detection_rate(self) -> float | None:
-        """Share of the fooled images that are refused."""
-        return (self.fooled - self.evaded) / self.fooled if self.fooled else None
-
 
 class DetectionResult(_Value):
     """A detector measured; :func:`evaluate_detector` makes it.

@@ -1,4 +1,4 @@
-"""Numbers as results keep them: six significant digits, None for what is no number."""
+"""Numbers as results keep them, six significant digits and None for what is none; and in words."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def six_digits(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(six_digits)]
 MaybeNumber = Annotated[float | None, BeforeValidator(six_digits)]
+
+
+def percent(share: float) -> str:
+    """A share as percent.
+
+    >>> percent(0.4321)
+    '43.2 %'
+    """
+    return f"{100 * share:.1f} %"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robustann.attacks.engine import frozen, model_device
 from robustann.data import Split
 from robustann.metrics import wilson_interval
+from robustann.rounding import percent
 
 _IMAGES = 256
 # What else is tried goes to so many of them.
@@ -111,7 +112,7 @@ def advise(
     guessing = wilson_interval(round(share * count), count)[0] <= chance
     if guessing:
         found.append(
-            f"clean accuracy {_percent(share)} is no better than guessing among {classes} classes "
+            f"clean accuracy {percent(share)} is no better than guessing among {classes} classes "
             f"on {count} images: attacks on such a model tell nothing. Usual causes: another "
             "normalisation than in training (--mean, --std, --bounds), another order of classes "
             "(--class-names), another image size (--input-size), weights that were never loaded"
@@ -190,8 +191,8 @@ def _tried(
         share = int(hit.sum()) / len(hit)
         found = (
             share,
-            f"with {habit.words} the model gets {_percent(share)} of {len(hit)} right "
-            f"instead of {_percent(now / len(hit))}: it was probably trained so.{twice} Try "
+            f"with {habit.words} the model gets {percent(share)} of {len(hit)} right "
+            f"instead of {percent(now / len(hit))}: it was probably trained so.{twice} Try "
             f"{habit.option}",
         )
     return found
@@ -217,7 +218,7 @@ def _order(
     return (
         matched,
         "the classes are probably in another order: renumbered, the model gets "
-        f"{_percent(matched)} of {len(labels)} images right instead of {_percent(share)} (its "
+        f"{percent(matched)} of {len(labels)} images right instead of {percent(share)} (its "
         f"output {int(rows[first])} goes with class {int(columns[first])} of the data). Name its "
         "outputs in their order with --class-names",
     )
@@ -268,7 +269,3 @@ def _plain(mean: Tensor, std: Tensor) -> bool:
 
 def _column(values: Channels) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -22,7 +22,7 @@ from robustann.errors import UsageError
 from robustann.progress import Advance, progress_bar
 from robustann.results import Interval, Threat
 from robustann.rng import SampleRandom
-from robustann.rounding import Number
+from robustann.rounding import Number, percent
 from robustann.threat import ThreatModel
 
 # A gain of so little is none, however many samples were measured.
@@ -147,13 +147,13 @@ class SanitizedResult(_Value):
         verdict = in_words(self.verdict, self.bare_robust_accuracy)
         rule = f" Judged on the mean of {self.draws} draws." if self.draws > 1 else ""
         ways = "; ".join(
-            f"{way.name}, who {way.words}: {_percent(way.robust_accuracy)}" for way in self.ways
+            f"{way.name}, who {way.words}: {percent(way.robust_accuracy)}" for way in self.ways
         )
         return (
-            f"Robust accuracy {_percent(self.robust_accuracy)} (95 % interval "
-            f"{_percent(self.interval.low)} to {_percent(self.interval.high)}) behind {names}: the "
+            f"Robust accuracy {percent(self.robust_accuracy)} (95 % interval "
+            f"{percent(self.interval.low)} to {percent(self.interval.high)}) behind {names}: the "
             f"minimum for each of {self.n} samples over five attackers. {verdict} Clean accuracy "
-            f"{_percent(self.clean_accuracy)} with, {_percent(self.bare_clean_accuracy)} without."
+            f"{percent(self.clean_accuracy)} with, {percent(self.bare_clean_accuracy)} without."
             f"{rule} {self.threat.words} By attacker: {ways}."
         )
 
@@ -191,11 +191,11 @@ def in_words(verdict: Verdict, bare: float) -> str:
     >>> in_words("useless", 0.5)
     'Useless against an adaptive attacker: no clear gain against 50.0 % of the bare model.'
     """
-    of = f"{_percent(bare)} of the bare model"
+    of = f"{percent(bare)} of the bare model"
     return {
         "useless": f"Useless against an adaptive attacker: no clear gain against {of}.",
         "helps": f"More than chance against {of}.",
-        "untested": f"Untested: these attacks hardly harm the bare model ({_percent(bare)}); "
+        "untested": f"Untested: these attacks hardly harm the bare model ({percent(bare)}); "
         "choose a larger eps.",
         "no claim": "Claims nothing against adversarial images, which are valid ones: it refuses "
         f"what is no image. Beside it, {of}.",
@@ -573,7 +573,3 @@ def _result(
 
 def _rate(hits: Tensor) -> tuple[float, Interval]:
     return float(hits.double().mean()), Interval.of_rate(int(hits.sum()), len(hits))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

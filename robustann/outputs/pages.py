@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustann.outputs.text import answer, demand, markdown, percent, with_interval
+from robustann.outputs.text import answer, demand, markdown, with_interval
 from robustann.outputs.verdict import Audited, Verdict
 from robustann.results import AuditResult, ClassScores
+from robustann.rounding import percent
 
 _SYMBOLS = {"pass": "✅", "gate failed": "❌", "not to be believed": "⚠️", "not finished": "❌"}
 _MOST_CLASSES = 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from robustann.results import Gate, Interval
+from robustann.rounding import percent
 
 # What XML 1.0 forbids, other control characters, and marks that turn the reading direction.
 _UNSHOWN = re.compile(
@@ -33,15 +34,6 @@ def markdown(value: object, limit: int = 2000) -> str:
     # A word joiner shows as nothing, and what it parts is neither a mention nor a link.
     text = _LIVE.sub(lambda found: f"{found[0]}\u2060", plain(value, limit).strip())
     return _MARKS.sub(r"\\\1", text)
-
-
-def percent(value: float) -> str:
-    """A share as percent.
-
-    >>> percent(0.4321)
-    '43.2 %'
-    """
-    return f"{100 * value:.1f} %"
 
 
 def with_interval(value: float, interval: Interval) -> str:
