@@ -15,22 +15,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import torch
-from counting import Counting
+from peers import Peer, counted, of_art, of_foolbox, on_a_model
 from torch import Tensor, nn
 
 import robustann as ra
 from robustann.attacks import parse_attack
-from robustann.attacks.engine import frozen, predict_logits
+from robustann.attacks.engine import predict_logits
 from robustann.files import write_text
 from robustann.threat import Norm
-
-Peer = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def ours(norm: Norm, steps: int) -> Iterator[str]:
@@ -43,7 +40,7 @@ def ours(norm: Norm, steps: int) -> Iterator[str]:
     }[norm]
 
 
-def peers(norm: Norm, steps: int) -> dict[str, Peer]:
+def theirs(norm: Norm, steps: int) -> dict[str, Peer]:
     """The other libraries' attacks in this norm, each with as many steps where steps are counted,
     else as its authors set it."""
     found: dict[str, Peer] = {}
@@ -57,8 +54,6 @@ def peers(norm: Norm, steps: int) -> dict[str, Peer]:
 
 
 def _foolbox(norm: Norm, steps: int) -> dict[str, Peer]:
-    import foolbox
-
     made: dict[Norm, dict[str, dict[str, int]]] = {
         "linf": {
             "LInfFMNAttack": {"steps": steps},
@@ -80,18 +75,8 @@ def _foolbox(norm: Norm, steps: int) -> dict[str, Peer]:
         "l0": {"L0FMNAttack": {"steps": steps}, "L0BrendelBethgeAttack": {"steps": steps}},
     }
 
-    def peer(name: str, options: dict[str, int]) -> Peer:
-        attack = getattr(foolbox.attacks, name)(**options)
-
-        def run(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-            clipped: Tensor = attack(wrapped, x, y, epsilons=None)[1]
-            return clipped
-
-        return run
-
     return {
-        f"foolbox {name.removesuffix('Attack')}": peer(name, options)
+        f"foolbox {name.removesuffix('Attack')}": of_foolbox(name, **options)
         for name, options in made[norm].items()
     }
 
@@ -123,9 +108,6 @@ def _adversarial_library(norm: Norm, steps: int) -> dict[str, Peer]:
 
 
 def _art(norm: Norm, steps: int) -> dict[str, Peer]:
-    from art.attacks import evasion
-    from art.estimators.classification import PyTorchClassifier
-
     made: dict[Norm, dict[str, dict[str, int]]] = {
         "linf": {"CarliniLInfMethod": {}},
         "l2": {"DeepFool": {}, "CarliniL2Method": {}},
@@ -133,20 +115,7 @@ def _art(norm: Norm, steps: int) -> dict[str, Peer]:
         "l0": {},
     }
 
-    def peer(name: str, options: dict[str, int]) -> Peer:
-        def run(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            with torch.no_grad():
-                classes = model(x[:1]).shape[1]
-            wrapped = PyTorchClassifier(
-                model, nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]), nb_classes=classes,
-                clip_values=(0.0, 1.0), device_type="cpu",
-            )  # fmt: skip
-            attack = getattr(evasion, name)(wrapped, batch_size=len(x), verbose=False, **options)
-            return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
-
-        return run
-
-    return {f"ART {name}": peer(name, options) for name, options in made[norm].items()}
+    return {f"ART {name}": of_art(name, **options) for name, options in made[norm].items()}
 
 
 def median(model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor, norm: Norm) -> float:
@@ -158,45 +127,28 @@ def median(model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor, norm: No
 
 
 @click.command()
-@click.option("--model", "path", type=click.Path(path_type=Path))
-@click.option("--data", default="digits", show_default=True)
-@click.option("--data-root", type=click.Path(path_type=Path))
-@click.option("--samples", default=200, show_default=True)
+@on_a_model(samples=200)
 @click.option("--steps", default=100, show_default=True)
 @click.option("--norm", "norms", multiple=True, default=["linf", "l2", "l1"], show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), help="Write the rows as JSON.")
 def main(
-    path: Path | None,
-    data: str,
-    data_root: Path | None,
-    samples: int,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
     steps: int,
     norms: tuple[Norm, ...],
     output: Path | None,
 ) -> None:
     """Print median distances side by side, and each as a multiple of the best peer's."""
-    images = ra.load_data(data, root=data_root)
-    model = ra.load_model(path) if path else ra.train("small-cnn", images).model
-    model.eval()
-    order = torch.randperm(len(images.test), generator=torch.Generator().manual_seed(0))
-    x, y = images.test.images(order[:samples]), images.test.labels[order[:samples]]
-    correct = predict_logits(model, x).argmax(1) == y
-    x, y = x[correct], y[correct]
     rows = []
     for norm in norms:
         found: dict[str, tuple[float, float]] = {}
-        for label, peer in peers(norm, steps).items():
-            torch.manual_seed(0)
-            counting = Counting(model).eval()
+        for label, peer in theirs(norm, steps).items():
             try:
-                with frozen(counting, 0), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    adversarial = peer(counting, x, y)
+                adversarial, spent = counted(peer, model, x, y, seed=0)
             except Exception as error:
                 # A library that fails on its own account ends its row, not the table.
                 print(f"{norm:5} {label:36} failed: {error}", flush=True)
                 continue
-            spent = counting.propagations / len(x)
             found[label] = median(model, x, adversarial, y, norm), spent
         best = min((value for value, _ in found.values()), default=float("nan"))
         for text in ours(norm, steps):

@@ -14,28 +14,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
-from counting import Counting
+from peers import Peer, counted, of_art, of_foolbox, on_a_model
 from torch import Tensor, nn
 
 import robustann as ra
-from robustann.attacks.engine import frozen, predict_logits
+from robustann.attacks.engine import predict_logits
 from robustann.files import write_text
-
-Peer = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 STEP_SHARE = 0.1
 """Length of a step of PGD, as a share of eps."""
 
 
-def peers(eps: float, classes: int) -> dict[str, dict[str, Peer]]:
+def theirs(eps: float) -> dict[str, dict[str, Peer]]:
     """For each attack the other libraries' versions of it."""
     found: dict[str, dict[str, Peer]] = {"pgd-40": {}, "apgd-ce-100": {}, "apgd-dlr-100": {}}
     step = STEP_SHARE * eps
@@ -53,15 +48,7 @@ def peers(eps: float, classes: int) -> dict[str, dict[str, Peer]]:
                 )(x, y)
             )
     if importlib.util.find_spec("foolbox"):
-        import foolbox
-
-        def by_foolbox(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-            attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=40)
-            clipped: Tensor = attack(wrapped, x, y, epsilons=eps)[1]
-            return clipped
-
-        found["pgd-40"]["foolbox"] = by_foolbox
+        found["pgd-40"]["foolbox"] = of_foolbox("LinfPGD", eps=eps, abs_stepsize=step, steps=40)
     if importlib.util.find_spec("adv_lib"):
         from adv_lib.attacks import apgd
 
@@ -70,33 +57,22 @@ def peers(eps: float, classes: int) -> dict[str, dict[str, Peer]]:
                 model, x, y, eps=eps, norm=float("inf"), n_iter=100, loss_function=loss
             )
     if importlib.util.find_spec("art"):
-        from art.attacks import evasion
-        from art.estimators.classification import PyTorchClassifier
-
-        def by_art(name: str, **options: Any) -> Peer:
-            def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-                wrapped = PyTorchClassifier(
-                    model, nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]),
-                    nb_classes=classes, clip_values=(0.0, 1.0), device_type="cpu",
-                )  # fmt: skip
-                made = getattr(evasion, name)(
-                    wrapped, eps=eps, batch_size=len(x), verbose=False, **options
-                )
-                return torch.from_numpy(made.generate(x.numpy(), y.numpy()))
-
-            return attack
-
-        found["pgd-40"]["ART"] = by_art(
-            "ProjectedGradientDescentPyTorch", eps_step=step, max_iter=40, num_random_init=1
+        found["pgd-40"]["ART"] = of_art(
+            "ProjectedGradientDescentPyTorch",
+            eps=eps,
+            eps_step=step,
+            max_iter=40,
+            num_random_init=1,
         )
-        found["apgd-ce-100"]["ART"] = by_art(
-            "AutoProjectedGradientDescent", eps_step=2 * eps, max_iter=100, nb_random_init=1,
-            loss_type="cross_entropy",
-        )  # fmt: skip
-        found["apgd-dlr-100"]["ART"] = by_art(
-            "AutoProjectedGradientDescent", eps_step=2 * eps, max_iter=100, nb_random_init=1,
-            loss_type="difference_logits_ratio",
-        )  # fmt: skip
+        for loss, name in (("ce", "cross_entropy"), ("dlr", "difference_logits_ratio")):
+            found[f"apgd-{loss}-100"]["ART"] = of_art(
+                "AutoProjectedGradientDescent",
+                eps=eps,
+                eps_step=2 * eps,
+                max_iter=100,
+                nb_random_init=1,
+                loss_type=name,
+            )
     return found
 
 
@@ -113,30 +89,24 @@ def _judged(
     peer: Peer, model: nn.Module, x: Tensor, y: Tensor, threat: ra.ThreatModel, seed: int
 ) -> tuple[float, float]:
     """Robust accuracy that a peer leaves, and its propagations an image."""
-    counting = Counting(model).eval()
-    with frozen(counting, seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        adversarial = threat.project(peer(counting, x, y).detach(), x)
+    adversarial, spent = counted(peer, model, x, y, seed)
+    adversarial = threat.project(adversarial, x)
     stands = predict_logits(model, adversarial).argmax(1) == y
-    return float(stands.double().mean()), counting.propagations / len(x)
+    return float(stands.double().mean()), spent
 
 
 def compare(model: nn.Module, x: Tensor, y: Tensor, eps: float, seeds: int) -> list[dict[str, Any]]:
     """A row for each attack of each library, the mean over seeds."""
     threat = ra.ThreatModel("linf", eps)
-    with torch.no_grad():
-        classes = model(x[:1]).shape[1]
     rows = []
-    theirs = peers(eps, classes)
+    others = theirs(eps)
     for name, attack in ours(eps).items():
         figures: dict[str, list[tuple[float, float]]] = {"robustann": []}
         for seed in range(seeds):
             result = ra.attack(attack, model, x, y, threat, seed=seed)
             spent = float((result.forwards + result.backwards).double().mean())
             figures["robustann"].append((1 - result.success_rate, spent))
-        for library, peer in theirs[name].items():
+        for library, peer in others[name].items():
             try:
                 figures[library] = [_judged(peer, model, x, y, threat, s) for s in range(seeds)]
             except Exception as error:
@@ -151,30 +121,12 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, eps: float, seeds: int) -> l
 
 
 @click.command()
-@click.option("--model", "path", type=click.Path(path_type=Path))
-@click.option("--data", default="digits", show_default=True)
-@click.option("--data-root", type=click.Path(path_type=Path))
-@click.option("--samples", default=300, show_default=True)
+@on_a_model(samples=300)
 @click.option("--eps", default="0.1", show_default=True)
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), help="Write the rows as JSON.")
-def main(
-    path: Path | None,
-    data: str,
-    data_root: Path | None,
-    samples: int,
-    eps: str,
-    seeds: int,
-    output: Path | None,
-) -> None:
+def main(model: nn.Module, x: Tensor, y: Tensor, eps: str, seeds: int, output: Path | None) -> None:
     """Print robust accuracy and propagations an image, library by library."""
-    images = ra.load_data(data, root=data_root)
-    model = ra.load_model(path) if path else ra.train("small-cnn", images).model
-    model.eval()
-    order = torch.randperm(len(images.test), generator=torch.Generator().manual_seed(0))
-    x, y = images.test.images(order[:samples]), images.test.labels[order[:samples]]
-    correct = predict_logits(model, x).argmax(1) == y
-    rows = compare(model, x[correct], y[correct], ra.ThreatModel("linf", eps).eps, seeds)
+    rows = compare(model, x, y, ra.ThreatModel("linf", eps).eps, seeds)
     if output is not None:
         write_text(output, json.dumps(rows, indent=1) + "\n")
 
