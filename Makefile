@@ -32,11 +32,12 @@ $(EXAMPLES)/model.safetensors: | $(VENV)/.installed
 test: $(VENV)/.installed-test  ## run the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
-check: $(VENV)/.installed-test  ## style, types, and which floor may import which
+check: $(VENV)/.installed-test  ## style, types, what is imported and declared, and which floor may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry robustann attacks defenses reports
 
 docs: $(VENV)-docs/.installed  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict

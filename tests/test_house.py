@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,21 @@ def test_the_three_links_are_relative():
             pytest.skip("not a checkout: an sdist has files instead of links")
         assert link.is_symlink()
         assert str(link.readlink()) == f"../{name}"
+
+
+def test_the_image_is_built_from_what_there_is():
+    """No engine runs in the tests: what the Dockerfile copies exists, and its bounds are ours."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    left_in = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {*copied} >= {"pyproject.toml", project["readme"], *project["license-files"]}
+    for name in copied:
+        assert f"!{name}" in left_in
+        assert (ROOT / name).exists() or not (ROOT / "attacks").exists()
+    bounds = re.findall(r'"(torch\w*>=[\d.]+)"', "\n".join(lines))
+    assert len(bounds) == 2
+    assert {*bounds} <= {*project["dependencies"]}
 
 
 def test_unknown_public_name():
