@@ -84,42 +84,39 @@ def _fgsm_rs(threat: ra.ThreatModel) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A kind of model: the network, how it is trained, for how long and on how many images."""
+    """A kind of model: the network, how it is trained, and for how many epochs of MNIST."""
 
     network: str
     step: Callable[[ra.ThreatModel], Any]
     epochs: int
-    images: int
 
 
 SETTINGS = {
-    "small-cnn-pgd": Setting("small-cnn", _pgd(7), 8, 24_000),
-    "pooling-trades": Setting("pooling", TRADES, 4, 20_000),
-    "pooling-two-step": Setting("pooling", _pgd(2), 4, 20_000),
-    "strided-pgd": Setting("strided", _pgd(7), 4, 30_000),
-    "strided-trades": Setting("strided", TRADES, 4, 30_000),
-    "pooling-pgd": Setting("pooling", _pgd(7), 4, 20_000),
-    "strided-mart": Setting("strided", lambda threat: MART(ra.PGD(steps=5), threat), 4, 12_000),
-    "small-cnn-single-step": Setting("small-cnn", _pgd(1), 8, 24_000),
-    "small-cnn-two-step": Setting("small-cnn", _pgd(2), 8, 24_000),
-    "small-cnn-fgsm-rs": Setting("small-cnn", _fgsm_rs, 2, 24_000),
-    "strided-fgsm-rs": Setting("strided", _fgsm_rs, 8, 30_000),
-    "pooling-fgsm-rs": Setting("pooling", _fgsm_rs, 3, 12_000),
-    "strided-fgsm": Setting("strided", _fgsm, 8, 30_000),
+    "small-cnn-pgd": Setting("small-cnn", _pgd(7), 8),
+    "pooling-trades": Setting("pooling", TRADES, 8),
+    "pooling-two-step": Setting("pooling", _pgd(2), 8),
+    "strided-pgd": Setting("strided", _pgd(7), 8),
+    "strided-trades": Setting("strided", TRADES, 8),
+    "pooling-pgd": Setting("pooling", _pgd(7), 8),
+    "strided-mart": Setting("strided", lambda threat: MART(ra.PGD(steps=5), threat), 8),
+    "small-cnn-single-step": Setting("small-cnn", _pgd(1), 8),
+    "small-cnn-two-step": Setting("small-cnn", _pgd(2), 8),
+    "small-cnn-fgsm-rs": Setting("small-cnn", _fgsm_rs, 2),
+    "strided-fgsm-rs": Setting("strided", _fgsm_rs, 8),
+    "pooling-fgsm-rs": Setting("pooling", _fgsm_rs, 3),
+    "strided-fgsm": Setting("strided", _fgsm, 8),
 }
 
 
 def trained(setting: Setting, data: ra.ImageData, threat: ra.ThreatModel) -> nn.Module:
     """A model of this kind, from fixed seeds."""
-    images = min(setting.images, len(data.train))
-    part = dataclasses.replace(data, train=data.train.subset(range(images)))
     make = NETWORKS[setting.network]
     model: nn.Module | str = setting.network
     if make is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = make(data.test.shape, data.num_classes)
-    return ra.train(model, part, step=setting.step(threat), epochs=setting.epochs).model
+    return ra.train(model, data, step=setting.step(threat), epochs=setting.epochs).model
 
 
 def compare(
@@ -159,6 +156,7 @@ def compare(
 @click.command()
 @click.option("--setting", "names", multiple=True, default=["small-cnn-pgd"], show_default=True)
 @click.option("--list", "listing", is_flag=True, help="Print the settings and stop.")
+@click.option("--epochs", type=int, help="Train for so many instead; digits take 60.")
 @click.option("--model", "models", multiple=True, type=click.Path(path_type=Path))
 @click.option("--data", default="mnist", show_default=True)
 @click.option("--data-root", type=click.Path(path_type=Path))
@@ -170,6 +168,7 @@ def compare(
 def main(
     names: tuple[str, ...],
     listing: bool,
+    epochs: int | None,
     models: tuple[Path, ...],
     data: str,
     data_root: Path | None,
@@ -185,12 +184,16 @@ def main(
         raise click.BadParameter(f"expected some of {', '.join(SETTINGS)}, got {unknown[0]}")
     if listing:
         for name, one in SETTINGS.items():
-            print(f"{name:22} {one.network}, {one.epochs} epochs of {one.images:,} images")
+            print(f"{name:22} {one.network}, {one.epochs} epochs")
         return
+    settings = {
+        name: dataclasses.replace(SETTINGS[name], epochs=epochs or SETTINGS[name].epochs)
+        for name in names
+    }
     images, threat = ra.load_data(data, root=data_root), ra.ThreatModel(norm, eps)
     subjects: dict[str, Callable[[], nn.Module]] = {
         path.stem: lambda path=path: ra.load_model(path) for path in models
-    } or {name: lambda name=name: trained(SETTINGS[name], images, threat) for name in names}
+    } or {name: lambda one=one: trained(one, images, threat) for name, one in settings.items()}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
     print(f"{'model':22} {'clean':>7} {'robust':>7} {'AA':>7} {'passes':>8} {'AA':>8} {'ratio':>6}")
     rows = {}

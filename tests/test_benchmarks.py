@@ -55,7 +55,18 @@ def test_a_setting_trains_its_kind_of_model(verdict: ModuleType, digits: ra.Imag
 
 
 def test_both_verdicts_are_on_the_same_images(verdict: ModuleType) -> None:
-    asked = ["--setting", "strided-fgsm", "--data", "digits", "--eps", "0.1", "--samples", "8"]
+    asked = [
+        "--setting",
+        "strided-fgsm",
+        "--data",
+        "digits",
+        "--eps",
+        "0.1",
+        "--samples",
+        "8",
+        "--epochs",
+        "1",
+    ]
     done = CliRunner().invoke(verdict.main, asked)
     assert done.exit_code == 0, done.output
     line = done.output.splitlines()[-1].split()
