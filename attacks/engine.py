@@ -322,7 +322,8 @@ class Oracle:
         self._standing = torch.arange(len(rows), device=x.device) < count
         # Best image so far of each row; flushed into ``_kept`` when the row leaves.
         self._best: State = {
-            "adversarial": (self.x if best is None else best[0][rows]).clone(),
+            # Never written into: each new best is a tensor of its own.
+            "adversarial": self.x if best is None else best[0][rows],
             "margin": torch.full((len(rows),), torch.inf, device=x.device)
             if best is None
             else best[1][rows].float(),
@@ -337,7 +338,9 @@ class Oracle:
             "first_success": torch.full_like(self.labels, -1),
         }
         self._limit = None if limit is None else limit[rows]
-        self._kept: State = {name: value[:count].clone() for name, value in self._best.items()}
+        self._count = count
+        # Made when the first row leaves.
+        self._kept: State = {}
         self._real = self._standing.clone()
 
     def __len__(self) -> int:
@@ -594,11 +597,18 @@ class Oracle:
         positions = positions[self._real[positions]]
         rows = self._rows[positions]
         for name, value in self._best.items():
+            if name not in self._kept:
+                self._kept[name] = value.new_empty((self._count, *value.shape[1:]))
             self._kept[name][rows] = value[positions]
 
     def finish(self) -> State:
         """Everything kept of every sample, in the original order."""
         self._settle()
+        if not self._kept:
+            # All are there, in their order.
+            if len(self) == self._count:
+                return self._best
+            return {name: value[: self._count].clone() for name, value in self._best.items()}
         self._flush(torch.arange(len(self), device=self._rows.device))
         return self._kept
 
@@ -727,11 +737,14 @@ def _verified(
 ) -> AttackResult:
     """Judge the final image of every claimed success again, in float32, inside the region."""
     reach = threat.with_eps(threat.widest(x[0].numel())) if attack.minimum_norm else threat
-    final = reach.project(kept["adversarial"], x)
-    # What is no image (NaN) proves nothing, whatever the model makes of it.
-    unfit = ~final.isfinite().flatten(1).all(1)
-    final[unfit] = x[unfit]
+    final = kept["adversarial"]
     distance = threat.distance(final, x)
+    if not reach.holds(final, distance):
+        final = reach.project(final, x)
+        # What is no image (NaN) proves nothing, whatever the model makes of it.
+        unfit = ~final.isfinite().flatten(1).all(1)
+        final[unfit] = x[unfit]
+        distance = threat.distance(final, x)
     # Of a minimum-norm attack only the nearest is confirmed, not each that was nearer than before;
     # of a search in low precision what was not confirmed on the way.
     claimed = (~kept["success"] if low else kept["success"]).nonzero().squeeze(1)

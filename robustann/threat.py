@@ -221,6 +221,18 @@ class ThreatModel:
             return delta.abs().sum(1)
         return _wide((delta != 0).sum(1))
 
+    def holds(self, x_adv: Tensor, distance: Tensor) -> bool:
+        """Whether all images, at these distances (N,) to their originals, are allowed as they are.
+
+        >>> threat, x = ThreatModel("linf", 0.25), torch.full((1, 1, 1, 1), 0.5)
+        >>> threat.holds(x + 0.25, torch.tensor([0.25])), threat.holds(x, torch.tensor([0.5]))
+        (True, False)
+        """
+        low, high = self.bounds
+        lowest, highest = x_adv.aminmax()
+        # A comparison with NaN is false.
+        return bool((distance <= _down(self.eps)).all() & (lowest >= low) & (highest <= high))
+
     def widest(self, entries: int) -> float:
         """The eps from which on an image of so many entries may be changed without limit.
 
