@@ -50,6 +50,19 @@ def crossing(result: ra.AuditResult):
     return found
 
 
+def stopping_at_the_third(genuine):
+    """A method that goes on as it did twice, and is then interrupted."""
+    begun = []
+
+    def call(self, *args):
+        begun.append(1)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return genuine(self, *args)
+
+    return call
+
+
 def test_certified_from_below_and_attacked_from_above(result, trained, digits):
     certificate = result.certificate
     rows = torch.tensor(result.clean_samples.index)
@@ -116,15 +129,7 @@ def test_the_same_for_every_batch_size_and_after_a_stop(trained, digits, tmp_pat
         lasting(ra.audit(trained, digits, THREAT, **asked, batch_size=size)) for size in (1, 7, 10)
     ]
     assert results[0] == results[1] == results[2]
-    genuine, begun = Passes.second, []
-
-    def stopping(self, *args):
-        begun.append(1)
-        if len(begun) == 3:
-            raise KeyboardInterrupt
-        return genuine(self, *args)
-
-    monkeypatch.setattr(Passes, "second", stopping)
+    monkeypatch.setattr(Passes, "second", stopping_at_the_third(Passes.second))
     with pytest.raises(KeyboardInterrupt):
         ra.audit(trained, digits, THREAT, **asked, batch_size=3, state=tmp_path)
     again = ra.audit(trained, digits, THREAT, **asked, batch_size=3, state=tmp_path)
@@ -376,16 +381,8 @@ def test_a_vote_decides_whether_a_smoothed_certificate_is_crossed(monkeypatch, t
     assert found.certificate.settings["unconfirmed"] == 0
     assert not found.believable
     # The images that are voted on outlast a stop.
-    genuine, begun = Passes.second, []
-
-    def stopping(self, *args):
-        begun.append(1)
-        if len(begun) == 3:
-            raise KeyboardInterrupt
-        return genuine(self, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Passes, "second", stopping)
+        patch.setattr(Passes, "second", stopping_at_the_third(Passes.second))
         with pytest.raises(KeyboardInterrupt):
             ra.audit(model, pair, L2, **SMOOTHED, batch_size=2, state=tmp_path)
     again = ra.audit(model, pair, L2, **SMOOTHED, batch_size=2, state=tmp_path)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from made_up import ANIMALS, FINDINGS, HOSTILE, Page, make_result, part_of, with_changes
+from made_up import ANIMALS, FINDINGS, HOSTILE, make_result, with_changes
+from pages import Page, part_of
 
 from robustann.cli.main import cli
 from robustann.errors import DataError, UsageError

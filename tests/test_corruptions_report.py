@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from made_up import corruptions, make_result, part_of, with_changes
+from made_up import corruptions, make_result, with_changes
+from pages import part_of
 
 from robustann.cli.main import cli
 from robustann.cli.verdict import verdict

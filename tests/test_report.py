@@ -17,18 +17,17 @@ from made_up import (
     FINDINGS,
     HOSTILE,
     VARIANTS,
-    Page,
     as_cascade,
     corruptions,
     make_result,
     no_attack_fell,
-    part_of,
     scores,
     tampered,
     weights,
     wilson,
     with_changes,
 )
+from pages import Page, part_of
 
 from robustann.reports import charts, render, views
 from robustann.reports.filters import count, interval, percent

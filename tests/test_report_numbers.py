@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from made_up import VARIANTS, Page, make_result
+from made_up import VARIANTS, make_result
+from pages import Page
 from scipy.stats import binomtest
 
 from robustann.reports import render, render_comparison

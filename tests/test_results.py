@@ -13,7 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from made_up import ANIMALS, Page, as_cascade, make_result, tampered
+from made_up import ANIMALS, as_cascade, make_result, tampered
+from pages import Page
 
 from robustann.cli import main
 from robustann.defenses.seal import Manifest

@@ -35,13 +35,6 @@ from robustann.models.weights import (
 _IMAGES = 16
 
 
-class Images(Protocol):
-    """A part of a dataset."""
-
-    def images(self, indices: slice) -> Tensor:
-        """Images in [0, 1]."""
-
-
 class Known(Protocol):
     """The data that a model is for: what fills in where the model's files do not say."""
 
