@@ -9,7 +9,7 @@ from torch import nn
 import robustann as ra
 from robustann.attacks import MM, PGD, Square
 from robustann.attacks.engine import predict_logits, run
-from robustann.auditing import runner
+from robustann.auditing import runner, speed
 from robustann.auditing.speed import Quick, tune
 from robustann.rng import SampleRandom
 
@@ -244,3 +244,89 @@ def test_an_audit_that_goes_on_keeps_the_first_choice(
     found = audited()
     assert found.execution.tuned is not None
     assert found.execution.tuned.precision == "bf16"
+
+
+class Replayed:
+    """Stands in for ``torch.compile``: as a captured graph does, each answers from one buffer, for
+    one size and precision."""
+
+    def __init__(self) -> None:
+        self.options: list[dict[str, object]] = []
+
+    def __call__(self, call, **options):
+        self.options.append(options)
+        buffer, seen = [], []
+
+        def replay(x):
+            if options.get("dynamic"):
+                return call(x)
+            seen.append((len(x), torch.is_autocast_enabled("cpu")))
+            assert len(set(seen)) == 1
+            answer = call(x)
+            if not buffer:
+                buffer.append(torch.empty_like(answer))
+            return buffer[0].copy_(answer)
+
+        return replay
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    fake = Replayed()
+    monkeypatch.setattr(speed.torch, "compile", fake)
+    monkeypatch.setattr(speed, "_captures", lambda model: True)
+    return fake
+
+
+def test_a_replay_does_not_overwrite_what_another_returned(replayed, model):
+    quick = Quick(model.eval(), compiled=True)
+    first, second = torch.rand(2, 11, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        early = quick(first)
+        late = quick(second)
+        expected = model(first), model(second)
+    assert torch.allclose(early, expected[0], atol=1e-5)
+    assert torch.allclose(late, expected[1], atol=1e-5)
+    assert early.shape == (11, 10)
+
+
+def test_graphs_come_in_few_sizes_and_each_precision_has_its_own(replayed, model):
+    quick = Quick(model.eval(), compiled=True)
+    with torch.no_grad():
+        for count in (1, 3, 8, 9, 16, 40, 64, 100):
+            for low in (False, True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                    quick(torch.rand(count, 1, 8, 8))
+    # 8, 16, 64 and 128 rows in two precisions, and the program for calls with gradients.
+    assert len(replayed.options) == 1 + 4 * 2
+    assert [one["dynamic"] for one in replayed.options] == [True] + [False] * 8
+    assert {one["mode"] for one in replayed.options[1:]} == {"reduce-overhead"}
+
+
+def test_an_attack_through_graphs_finds_what_it_finds_without(replayed, model, digits):
+    x, y = digits.test.images(slice(0, 48)), digits.test.labels[:48]
+    for attack in (PGD(steps=6), Square(queries=30)):
+        plain, quick = (
+            run(attack, one, x, y, THREAT, random=SampleRandom.create(0, torch.arange(48)))
+            for one in (model, Quick(model, compiled=True))
+        )
+        assert torch.equal(plain.success, quick.success)
+        assert torch.allclose(plain.margin, quick.margin, atol=1e-4)
+
+
+def test_no_program_is_lost_to_a_limit_that_models_share(model):
+    # Eight programs a function are kept; what comes then would run as it is, unnoticed.
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(tuple(inputs[-1].shape))
+        return graph.forward
+
+    torch._dynamo.reset()
+    models = [nn.Sequential(nn.Flatten(), nn.Linear(4, 3 + number)) for number in range(12)]
+    with torch.no_grad(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for number, one in enumerate(models):
+            call = speed._compiled(one, dynamic=True, backend=backend)
+            assert call(torch.rand(8, 1, 2, 2)).shape == (8, 3 + number)
+            assert call(torch.rand(16, 1, 2, 2)).shape == (16, 3 + number)
+    assert len(compiled) == len(models)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -44,13 +45,13 @@ class Quick(nn.Module):
         super().__init__()
         self.model = model
         self._channels_last = channels_last
-        self._compiled: Callable[[Tensor], Any] | None = None
-        self._graphs: Callable[[Tensor], Any] | None = None
-        if compiled:
-            # Fallen samples leave the batch: one program for all sizes.
-            self._compiled = _compiled(model, dynamic=True)
-            if any(tensor.is_cuda for tensor in model.parameters()):
-                self._graphs = _compiled(model, dynamic=False, mode="reduce-overhead")
+        # Fallen samples leave the batch: one program for all sizes.
+        self._compiled = _compiled(model, dynamic=True) if compiled else None
+        # By size and precision. One that answers for all of them would be compiled anew for each,
+        # and after eight times no more.
+        self._graphs: dict[tuple[int, torch.dtype | None], Callable[[Tensor], Any]] | None = (
+            {} if compiled and _captures(model) else None
+        )
 
     def forward(self, x: Tensor) -> Any:
         if self._channels_last:
@@ -59,17 +60,40 @@ class Quick(nn.Module):
             return self.model(x)
         if self._graphs is None or torch.is_grad_enabled():
             return self._compiled(x)
-        rows = max(_SMALLEST, 1 << (len(x) - 1).bit_length())
+        rows = filled_rows(len(x))
         filled = torch.cat([x, x[:1].expand(rows - len(x), *x.shape[1:])]) if rows > len(x) else x
+        kind = x.device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if (rows, low) not in self._graphs:
+            self._graphs[rows, low] = _compiled(self.model, dynamic=False, mode="reduce-overhead")
+        # Whatever else is compiled and waits for its backward pass: this is a pass of its own.
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         # The next replay overwrites what this one returns.
-        return self._graphs(filled)[: len(x)].clone()
+        return self._graphs[rows, low](filled)[: len(x)].clone()
+
+
+def filled_rows(count: int) -> int:
+    """The rows of the captured graph that a batch of so many images runs through: a power of two.
+
+    >>> filled_rows(3), filled_rows(8), filled_rows(136)
+    (8, 8, 256)
+    """
+    return max(_SMALLEST, 1 << (count - 1).bit_length())
+
+
+def _captures(model: nn.Module) -> bool:
+    """Whether calls of this model can be captured as graphs."""
+    return any(tensor.is_cuda for tensor in model.parameters())
 
 
 def _compiled(model: nn.Module, **options: Any) -> Callable[[Tensor], Any]:
     def call(x: Tensor) -> Any:
         return model(x)
 
-    return torch.compile(call, **options)
+    # Programs are kept with a function's code, eight at most, and all functions made here would
+    # share it: each gets a copy to itself.
+    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+    return torch.compile(own, **options)
 
 
 def tune(
