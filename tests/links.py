@@ -74,13 +74,18 @@ def ask(address: str, timeout: float = 20) -> str | None:
 
 
 def main() -> int:
-    """Ask for every address once; 1 if any did not answer well."""
+    """Ask for every address once; 1 if any did not answer well, 2 if none could be asked."""
     places: dict[str, str] = {}
     for address, place in external():
         places.setdefault(address, place)
     with ThreadPoolExecutor(8) as pool:
         answers = dict(zip(places, pool.map(ask, places), strict=True))
     wrong = {address: reason for address, reason in answers.items() if reason is not None}
+    if wrong.keys() == places.keys() and not any(
+        one.startswith("status") for one in wrong.values()
+    ):
+        sys.stdout.write(f"none of {len(places)} links could be asked: is there a network?\n")
+        return 2
     for address, reason in wrong.items():
         sys.stdout.write(f"{places[address]}: {address}: {reason}\n")
     sys.stdout.write(f"{len(places)} links, {len(wrong)} wrong\n")
