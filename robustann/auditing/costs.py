@@ -79,6 +79,9 @@ def estimated(
     forwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
     backwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
     seconds = count * (forwards * rate.forward + backwards * rate.backward)
+    if made.seen is not None and made.only_seen:
+        # What was timed were all draws.
+        seconds /= made.seen.draws
     controls = _further_forwards(config, made, shape, count)
     return Estimate(
         count,
@@ -101,12 +104,16 @@ def affordable(
 ) -> int:
     """The propagations an image that the configured minutes allow, of which ``spent`` seconds are
     gone."""
-    mean = (rate.forward + rate.backward) / (2 if made.gradients else 1) * made.draws
+    # Of one propagation, and of one answer: all its draws.
+    mean = (rate.forward + rate.backward) / (2 if made.gradients else 1)
+    if made.seen is not None and made.only_seen:
+        mean /= made.seen.draws
+    answer = mean * made.draws
     left = 60 * (config.minutes or 0.0) - spent
     if config.trust:
-        left -= _TRUST_PROPAGATIONS * min(TRUST_IMAGES, count) * mean
+        left -= _TRUST_PROPAGATIONS * min(TRUST_IMAGES, count) * answer
     if distances is not None:
-        left -= sum(distances.cost) * count * mean
+        left -= sum(distances.cost) * count * answer
     left -= _further_forwards(config, made, shape, count) * rate.forward
     return max(1, int(left / (count * max(mean, 1e-12))))
 

@@ -55,7 +55,8 @@ class SeenThrough(nn.Module):
     What surrounds the part (a quantised input, a one-hot output, a detour without a graph) is
     taken for the identity in the backward pass (BPDA: Athalye et al., ICML 2018). The predicted
     class is always the whole model's: where the part's differs, its logit and the highest one
-    change places.
+    change places. Of a randomised model both are averaged over so many ``draws`` (EOT), before the
+    class is told.
 
     >>> class Rounded(nn.Module):
     ...     def __init__(self):
@@ -69,16 +70,22 @@ class SeenThrough(nn.Module):
     (tensor([[0.7000, 0.6000]]), tensor([[1., 0.]]))
     """
 
-    def __init__(self, model: nn.Module, part: nn.Module) -> None:
+    def __init__(self, model: nn.Module, part: nn.Module, draws: int = 1) -> None:
         super().__init__()
         self.model = model
         self.part = part
+        self.draws = draws
+
+    @property
+    def price(self) -> int:
+        """Forwards that one answer costs; its gradient costs ``draws`` backwards."""
+        return 2 * self.draws
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            whole: Tensor = self.model(x)
+            whole = _mean(self.model, x, self.draws)
             predicted = whole.argmax(1, keepdim=True)
-        logits: Tensor = self.part(x)
+        logits = _mean(self.part, x, self.draws)
         highest = logits.argmax(1, keepdim=True)
         order = torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
         order = order.scatter(1, predicted, highest).scatter(1, highest, predicted)
@@ -96,60 +103,89 @@ class SeenThrough(nn.Module):
         return torch.where(finite, seen, whole)
 
 
-def differentiable_part(model: nn.Module, x: Tensor, labels: Tensor, seed: int) -> Part | None:
+def _mean(model: nn.Module, x: Tensor, draws: int) -> Tensor:
+    """The answer, averaged over calls of a randomised model."""
+    total: Tensor = model(x)
+    for _ in range(draws - 1):
+        total = total + model(x)
+    return total / draws if draws > 1 else total
+
+
+def differentiable_part(
+    model: nn.Module, x: Tensor, labels: Tensor, seed: int, draws: int = 1
+) -> Part | None:
     """The part of a model that could best be attacked in its place; None if there is none.
 
     It takes images of the same shape (where it stands in the model they may be changed ones),
     answers for the same classes, mostly agrees with the whole model on ``x`` (N, C, H, W), and has
     gradients there. Of several the one that agrees most is taken, the outermost of equals. Parts
     are submodules and the tails of sequences of them; where none will do, the model itself, if it
-    has gradients once its steps without one are taken for the identity.
+    has gradients once its steps without one are taken for the identity. Of a randomised model,
+    whose answers are averaged over ``draws``, the model itself comes first: a part may know nothing
+    of what is drawn.
     """
     found: list[Part] = []
     with frozen(model, seed):
         called = _called(model, x)
         with torch.no_grad():
-            whole: Tensor = model(x)
-        for name, module in _parts(model, called):
-            agreement = _agreement(module, x, labels, whole)
-            if agreement is not None:
-                found.append(Part(name, module, agreement))
-        if not found:
+            whole = _mean(model, x, draws)
+
+        def straightened() -> None:
             straight = Straightened(model)
-            agreement = _agreement(straight, x, labels, whole)
-            if agreement is not None and _uphill(straight, x, labels):
+            agreement = _agreement(straight, x, labels, whole, draws)
+            if agreement is not None and _uphill(straight, x, labels, draws):
                 found.append(Part("the model", straight, agreement, whole=True))
+
+        if draws > 1:
+            straightened()
+        if not found:
+            for name, module in _parts(model, called):
+                agreement = _agreement(module, x, labels, whole, draws)
+                if agreement is not None:
+                    found.append(Part(name, module, agreement))
+        if not found and draws == 1:
+            straightened()
     return max(found, key=lambda part: part.agreement, default=None)
 
 
-def _agreement(module: nn.Module, x: Tensor, labels: Tensor, whole: Tensor) -> float | None:
+def _agreement(
+    module: nn.Module, x: Tensor, labels: Tensor, whole: Tensor, draws: int
+) -> float | None:
     """The share of images that a part puts into the same class; None where it is of no use."""
     try:
         images = x.clone().requires_grad_()
-        logits = module(images)
+        logits = _mean(module, images, draws)
         fits = isinstance(logits, Tensor) and logits.shape == whole.shape
         if not fits or not logits.requires_grad or not bool(logits.isfinite().all()):
             return None
-        (slope,) = torch.autograd.grad(margin(logits, labels).sum(), images)
+        (slope,) = torch.autograd.grad(
+            margin(logits, labels).sum(), images, retain_graph=logits.shape[1] > 2
+        )
+        towards = slope
+        if logits.shape[1] > 2:
+            # Of the runner-up alone: without it nothing tells an attack where to go.
+            rest = logits.scatter(1, logits.argmax(1, keepdim=True), -torch.inf)
+            (towards,) = torch.autograd.grad(rest.amax(1).sum(), images)
     except Exception as error:
         # A part need not run by itself; but no memory says nothing of the part.
         if is_out_of_memory(error):
             raise
         return None
     agreement = float((logits.argmax(1) == whole.argmax(1)).double().mean())
-    sloped = slope.flatten(1).abs().amax(1)
-    share = float(((sloped > 0) & sloped.isfinite()).double().mean())
+    steep = [one.flatten(1).abs().amax(1) for one in (slope, towards)]
+    sloped = [(one > 0) & one.isfinite() for one in steep]
+    share = float((sloped[0] & sloped[1]).double().mean())
     return agreement if agreement >= _AGREEMENT and share >= _SLOPED else None
 
 
-def _uphill(module: nn.Module, x: Tensor, labels: Tensor) -> bool:
+def _uphill(module: nn.Module, x: Tensor, labels: Tensor, draws: int) -> bool:
     """Whether a step along the gradient serves an attack better than one against it, for most
     images. A backward pass that tells nothing is no better for being looked at once more."""
     images = x.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(margin(module(images), labels).sum(), images)
+    (slope,) = torch.autograd.grad(margin(_mean(module, images, draws), labels).sum(), images)
     step = _STEP * (x.max() - x.min()) * slope.sign()
     with torch.no_grad():
-        along, against = (margin(module(x + way * step), labels) for way in (1, -1))
+        along, against = (margin(_mean(module, x + way * step, draws), labels) for way in (1, -1))
     return float((along > against).double().mean()) >= _UPHILL
 
 

@@ -21,18 +21,19 @@ from robustann.results import AuditResult
 from robustann.training.checkpoint import load_checkpoint, save_checkpoint
 
 _OWN_FOLDER = re.compile(r"audit-[0-9a-f]{16}")
-_SHARD = re.compile(r"batch-\d{8}\.(1|2|facts)\.(pt|json)")
-_OWN_FILE = re.compile(rf"{_SHARD.pattern}|plan\.json|result\.json|lock")
+_SHARD = re.compile(r"batch-\d{8}\.(1|2|3|facts)\.(pt|json)")
+_OWN_FILE = re.compile(rf"{_SHARD.pattern}|(plan|findings|result)\.json|lock")
+_PASSES = 3
 
 
 class Kept(Protocol):
-    """What is kept of the shards, each known by the place of its first sample, after two passes."""
+    """What is kept of the shards, each known by the place of its first sample, after each pass."""
 
     @property
     def shared(self) -> bool:
         """Whether other workers take part."""
 
-    def decided(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def decided(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What all workers, and those that go on after a stop, must agree on: made once."""
 
     def finished(self, start: int, through: int) -> bool:
@@ -60,7 +61,7 @@ class InMemory:
     shared = False
     _shards: dict[int, tuple[int, list[Batch], dict[str, Any]]] = field(default_factory=dict)
 
-    def decided(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def decided(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Whatever is made."""
         return make()
 
@@ -153,15 +154,20 @@ class Partial:
         """Whether this worker has that work to itself; alone it has everything."""
         return self._claims.claim(name) if self.shared else contextlib.nullcontext(True)
 
-    def decided(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def decided(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the first worker decided."""
-        path = self.folder / "plan.json"
-        self.once("plan", path, lambda: write_text(path, json.dumps(make()) + "\n"))
+        path = self.folder / f"{name}.json"
         try:
-            plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self.once(name, path, lambda: write_text(path, json.dumps(make()) + "\n"))
+        except RobustannError:
+            # Taken for dead, and overtaken: what it was made from may be gone.
+            if not (self.shared and path.exists()):
+                raise
+        try:
+            decision: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise self._damaged(path) from error
-        return plan
+        return decision
 
     def once(self, name: str, path: Path, work: Callable[[], None]) -> None:
         """Have one worker do what makes the file at ``path``; return when that is there."""
@@ -172,7 +178,7 @@ class Partial:
 
     def finished(self, start: int, through: int) -> bool:
         """Whether its file is there."""
-        return any(self._path(start, later).exists() for later in range(through, 3))
+        return any(self._path(start, later).exists() for later in range(through, _PASSES + 1))
 
     def keep(
         self, start: int, through: int, batches: Sequence[Batch], facts: dict[str, Any]
@@ -204,6 +210,12 @@ class Partial:
             raise self._damaged(path) from error
         return found
 
+    def reached(self, start: int) -> int:
+        """The last pass that the shard has been through, 0 if none."""
+        return max(
+            (one for one in range(1, _PASSES + 1) if self._path(start, one).exists()), default=0
+        )
+
     def facts(self, start: int) -> dict[str, Any]:
         """Read them.
 
@@ -226,7 +238,7 @@ class Partial:
         for start in starts:
             if self.finished(start, 1):
                 self.facts(start)
-                self.batches(start, 2 if self._path(start, 2).exists() else 1)
+                self.batches(start, self.reached(start))
 
     @property
     def result_path(self) -> Path:

@@ -1,8 +1,9 @@
-"""What an audit does to a batch, in two passes.
+"""What an audit does to a batch, in two passes, or three.
 
 The first runs the cascade, and on a share of the samples a check by search. Whether that check
 found anything is known once all batches are through; the second pass then goes on, or not, with
-more, measures distances for the curve, and keeps what is to be explained.
+more, measures distances for the curve, and keeps what is to be explained. Should the trust checks
+then find the attacks wanting, a third pass brings the remedies.
 """
 
 from __future__ import annotations
@@ -122,8 +123,30 @@ class Passes:
         self._answers(batch, (worst.margin != before[0]) | (worst.success != before[1]))
         if self.config.explain:
             self._keep(batch, x, nearest)
-        batch.park((batch.worst.success & self._voted).nonzero().squeeze(1))
+        # Remedies may go on from where the others ended.
+        standing = batch.correct & ~batch.worst.success & self._doubts
+        batch.park((standing | (batch.worst.success & self._voted)).nonzero().squeeze(1))
         return batch
+
+    def third(self, batch: Batch, remedies: Labelled, advance: Advance) -> Batch:
+        """Remedies for attacks that were found wanting, on what still stands."""
+        x = self.split.images(batch.index).cpu()
+        batch.unpark(x)
+        before = batch.worst.margin.clone(), batch.worst.success.clone()
+        for label, stage in remedies:
+            self._attack(batch, x, label, stage)
+            advance(len(x), label)
+        worst = batch.worst
+        changed = (worst.margin != before[0]) | (worst.success != before[1])
+        self._answers(batch, changed)
+        self._renew(batch, changed)
+        batch.park((worst.success & self._voted).nonzero().squeeze(1))
+        return batch
+
+    @property
+    def _doubts(self) -> bool:
+        """Whether a third pass may follow."""
+        return self.config.trust and self.config.attacks is None
 
     @property
     def _voted(self) -> bool:
@@ -154,6 +177,7 @@ class Passes:
             # Margins are compared with those of the same view alone.
             native = stage.through == self.plan.only_seen
             left = None if self.budget is None else self.budget - batch.propagations[rows]
+            threat = self.config.threat
             result = self._run(
                 stage.attack,
                 x,
@@ -161,6 +185,7 @@ class Passes:
                 rows,
                 label,
                 model=self.plan.seen_by(stage),
+                threat=threat if stage.reach == 1 else threat.with_eps(stage.reach * threat.eps),
                 best=(worst.x[rows], worst.margin[rows]) if cascade and native else None,
                 limit=left,
             )
@@ -317,12 +342,14 @@ class Passes:
     ) -> AttackResult:
         """Attack some rows of a batch; where memory runs out, half of them at a time."""
         random = self._random(batch)
-        # Seen through a part, every look at the model is two forwards: the model's and the part's.
-        double = isinstance(model, SeenThrough)
+        # Seen through a part, every look at the model is two forwards, of each draw: the model's
+        # and the part's.
+        seen = model if isinstance(model, SeenThrough) else None
         called = self.quick(model)
-        if limit is not None and double:
+        if limit is not None and seen is not None:
             # Three for a step of a forward and a backward, two for a forward alone.
             limit = (limit + 1) // 2 if attack.cost[1] == 0 else (2 * limit + 2) // 3
+            limit = -(-limit // seen.draws)
 
         def attacked(places: Tensor) -> list[AttackResult]:
             some = rows[places]
@@ -337,18 +364,19 @@ class Passes:
                     known_correct=True,
                     best=None if best is None else (best[0][places], best[1][places]),
                     limit=None if limit is None else limit[places],
-                    draws=self.plan.draws,
+                    draws=self.plan.draws_of(model),
                     precision=self.config.precision,
                 )
             ]
 
         result = AttackResult.concatenate(in_halves(attacked, torch.arange(len(rows))))
-        if double:
+        if seen is not None:
             found = result.first_success
             result = replace(
                 result,
-                forwards=2 * result.forwards,
-                first_success=torch.where(found < 0, found, 2 * found),
+                forwards=seen.price * result.forwards,
+                backwards=seen.draws * result.backwards,
+                first_success=torch.where(found < 0, found, seen.price * found),
             )
         return result
 
@@ -380,7 +408,7 @@ class Passes:
 
     def _keep(self, batch: Batch, x: Tensor, nearest: dict[int, Tensor]) -> None:
         """Keep the samples that are to be explained."""
-        worst, prediction = batch.worst, batch.logits.argmax(1)
+        prediction = batch.logits.argmax(1)
         for row in range(len(x)):
             if int(batch.index[row]) not in self.candidates:
                 continue
@@ -389,17 +417,35 @@ class Passes:
                     "index": batch.index[row],
                     "label": batch.labels[row],
                     "clean": x[row],
-                    "attacked": worst.x[row],
-                    "nearest": nearest.get(row, worst.x[row]),
+                    "nearest": nearest.get(row, batch.worst.x[row]),
                     "clean_prediction": prediction[row],
-                    "attacked_prediction": worst.prediction[row],
                     "clean_confidence": batch.logits[row].softmax(0)[prediction[row]],
-                    "attacked_confidence": batch.confidence[row].nan_to_num(0.0),
-                    "success": worst.success[row],
-                    "distance": worst.distance[row],
-                    "attack": worst.attack[row],
+                    **self._attacked(batch, row),
                 }
             )
+
+    def _renew(self, batch: Batch, changed: Tensor) -> None:
+        """Put what was found since into the samples that are to be explained."""
+        places = {int(index): row for row, index in enumerate(batch.index)}
+        for kept in batch.explained:
+            row = places[int(kept["index"])]
+            if not changed[row]:
+                continue
+            if torch.equal(torch.as_tensor(kept["nearest"]), torch.as_tensor(kept["attacked"])):
+                kept["nearest"] = batch.worst.x[row]
+            kept.update(self._attacked(batch, row))
+
+    @staticmethod
+    def _attacked(batch: Batch, row: int) -> dict[str, Tensor | str]:
+        worst = batch.worst
+        return {
+            "attacked": worst.x[row],
+            "attacked_prediction": worst.prediction[row],
+            "attacked_confidence": batch.confidence[row].nan_to_num(0.0),
+            "success": worst.success[row],
+            "distance": worst.distance[row],
+            "attack": worst.attack[row],
+        }
 
     def _random(self, batch: Batch) -> SampleRandom:
         return SampleRandom.create(self.config.seed, batch.index)

@@ -18,11 +18,11 @@ from robustann.threat import ThreatModel
 from robustann.trust import Diagnosis
 
 # Forwards averaged for a randomised model, as in AutoAttack's "rand" (Croce and Hein, 2020).
-_DRAWS = 20
+DRAWS = 20
 # Finite differences that differ from a gradient by more of its length share nothing with it.
 _USELESS = 0.9
 # The checks that no search answers while it leaves more standing than guessing would get right.
-_ALONE = ("gradient-missing", "gradient-mismatch")
+_ALONE = ("gradient-missing", "gradient-mismatch", "unbounded-attack")
 
 
 class LogProbabilities(nn.Module):
@@ -75,6 +75,16 @@ class Plan:
         """What gradients are taken of by default."""
         return self.seen if self.seen is not None and self.only_seen else self.model
 
+    @property
+    def leading(self) -> nn.Module:
+        """What has gradients that lead somewhere: the part, where the model's own are useless."""
+        useless = any(one.verdict == "fail" and _useless(one) for one in self.findings)
+        return self.seen if self.seen is not None and useless else self.attacked
+
+    def draws_of(self, model: nn.Module) -> int:
+        """Forwards to be averaged by who asks this model: seen through a part it does so itself."""
+        return 1 if model is self.seen else self.draws
+
     def seen_by(self, stage: Stage) -> nn.Module:
         """The model as a stage attacks it."""
         return self.seen if self.seen is not None and stage.through else self.model
@@ -87,6 +97,11 @@ class Plan:
         return tuple(
             stage for stage in stages if self.gradients or stage.attack.access != "white-box"
         )
+
+
+def _useless(one: Finding) -> bool:
+    """A gradient that is off by its own length leads nowhere: as if there were none."""
+    return one.check == "gradient-mismatch" and (one.value is None or one.value > _USELESS)
 
 
 def _through(stage: Stage) -> Stage:
@@ -202,7 +217,7 @@ def plan(
     A randomised model is averaged (EOT), and probabilities are attacked through their logarithm.
     Where gradients are missing or mislead, where the model optimises while it predicts, and where
     predictions hang on the batch, a search from scratch by scores, of so many ``queries`` an
-    image, is added; where gradients are missing, also one that needs the predicted class alone,
+    image, is added; where any are missing, also one that needs the predicted class alone,
     of as many. Where they are missing, attacks by gradients go through a ``part`` of the model that
     has them, or are left out; where they mislead, some are added that go through the part.
     ``fixed`` adds and leaves out none, since the caller named the attacks.
@@ -217,9 +232,7 @@ def plan(
             "The attacks maximise margins or log-odds, which do not saturate in float32."
         )
     if diagnosis.randomised:
-        # Its average is no average of what is seen through a part.
-        part = None
-        draws = max(draws, _DRAWS)
+        draws = max(draws, DRAWS)
         done["randomised"] = (
             f"Logits and gradients were averaged over {draws} draws (EOT), and a success had to "
             "hold for the average. What is drawn for an image depends on its batch, so figures "
@@ -236,7 +249,7 @@ def plan(
     chosen = tuple(stages)
     seen, told = None, ""
     if part is not None:
-        seen = SeenThrough(judged, part.module)
+        seen = SeenThrough(judged, part.module, draws)
         told = (
             f"Gradients were{'' if missing else ' also'} taken {part.words}; successes are the "
             "whole model's. "
@@ -248,7 +261,7 @@ def plan(
     elif missing and not fixed:
         chosen = tuple(stage for stage in chosen if stage.attack.access != "white-box")
     wanted: list[Attack] = [Square(queries=queries)] if suspect and not fixed else []
-    if missing and not fixed:
+    if (missing or partly) and not fixed:
         wanted.append(RayS(queries=queries))
     added = _fitted(wanted, threat)
     chosen = (*chosen, *added)
@@ -266,9 +279,7 @@ def plan(
         done |= dict.fromkeys(answering, told.strip())
     findings = []
     for one in diagnosis.findings:
-        # A gradient that is off by its own length leads nowhere: as if there were none.
-        off = one.check == "gradient-mismatch" and (one.value is None or one.value > _USELESS)
-        alone = one.check == "gradient-missing" or (off and seen is None)
+        alone = one.check == "gradient-missing" or (_useless(one) and seen is None)
         if one.verdict == "fail" and one.check in done and not (alone and seen is None):
             one = one.remedied(done[one.check])
         elif one.verdict == "fail" and alone and added:

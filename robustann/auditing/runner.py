@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from robustann.auditing.corruptions import measure_corruptions
 from robustann.auditing.costs import Estimate, affordable, estimated
 from robustann.auditing.curve import DistanceStage, distance_stage
 from robustann.auditing.inner import differentiable_part
+from robustann.auditing.mending import Doubts, Mend, labelled_mends, mended, mends
 from robustann.auditing.partial import InMemory, Kept, Partial
 from robustann.auditing.passes import Passes
 from robustann.auditing.presets import AuditConfig, Stage, get_preset, labelled
 from robustann.auditing.provenance import device_name, identity, provenance_of
-from robustann.auditing.remedies import Plan, answered, plan
+from robustann.auditing.remedies import DRAWS, Plan, answered, plan
 from robustann.auditing.rows import Batch, Cases
 from robustann.auditing.sanity import advise
 from robustann.auditing.selection import TRUST_IMAGES, chosen_samples, shuffled
@@ -39,7 +41,7 @@ from robustann.auditing.surrogate import agreement, from_surrogate
 from robustann.auditing.weights import effort_of, measure_weights
 from robustann.data import Split
 from robustann.errors import DataError, ModelError, RobustannError, UsageError
-from robustann.findings import Finding
+from robustann.findings import Finding, unresolved
 from robustann.results import AuditResult, Execution, Explanation, Provenance, Tuned
 from robustann.rng import SampleRandom
 from robustann.trust import budget_cut, combine, diagnose, losses_used, probe, review
@@ -210,35 +212,53 @@ class Audit:
             if isinstance(kept, Partial) and not shared:
                 kept.check(shards.starts)
 
-            def finish(escalated: bool) -> AuditResult:
-                result = self._joined(
-                    model, split, class_names, sample, made, proof, provenance, shards, passes,
-                    escalated, begin=begin, started=started, explainer=explainer,
-                    progress=progress, command=command,
+            @cache
+            def ran(remedies: tuple[Mend, ...]) -> AuditResult:
+                """What the attacks come to: so far, or with the remedies for what was doubted."""
+                return self._summed(
+                    class_names, provenance, shards, passes, remedies,
+                    begin=begin, started=started, command=command, device=model_device(model),
                 )  # fmt: skip
-                return save(result)
 
-            return self._through(shards, passes, finish, progress)
+            def doubt() -> Doubts:
+                return self._doubted(made, split, sample, shards, lambda: ran(()))
+
+            def finish(doubts: Doubts) -> AuditResult:
+                result = self._joined(
+                    model, split, class_names, made, proof, shards, passes, doubts,
+                    ran(doubts.mends),
+                    explainer=explainer, progress=progress,
+                )  # fmt: skip
+                spent = round(time.perf_counter() - begin, 3)
+                execution = result.execution.model_copy(update={"seconds": spent})
+                return save(result.model_copy(update={"execution": execution}))
+
+            return self._through(shards, passes, doubt, finish, progress)
 
     def _through(
         self,
         shards: Shards,
         passes: Passes,
-        finish: Callable[[bool], AuditResult],
+        doubt: Callable[[], Doubts],
+        finish: Callable[[Doubts], AuditResult],
         progress: bool,
     ) -> AuditResult:
-        """Both passes, then what comes of them: once, whoever of several workers does it."""
+        """All passes, then what comes of them: once, whoever of several workers does it."""
         kept = shards.kept
+
+        def through() -> Doubts:
+            shards.first(passes, progress)
+            shards.second(passes, shards.misled, progress)
+            doubts = doubt()
+            if doubts.mends:
+                shards.third(passes, labelled_mends(doubts.mends), progress)
+            return doubts
+
         if not isinstance(kept, Partial) or not kept.shared:
-            shards.first(passes, progress)
-            escalated = shards.misled
-            shards.second(passes, escalated, progress)
-            return finish(escalated)
+            return finish(through())
         try:
-            shards.first(passes, progress)
-            escalated = shards.misled
-            shards.second(passes, escalated, progress)
-            kept.once("result", kept.result_path, lambda: kept.keep_result(finish(escalated)))
+            doubts = through()
+            kept.once("result", kept.result_path, lambda: kept.keep_result(finish(doubts)))
         except RobustannError:
             # Taken for dead, and overtaken: the shards are gone where the result is there.
             if not kept.result_path.exists():
@@ -298,7 +318,7 @@ class Audit:
                 "tuned": None if tuned is None else tuned.model_dump(),
             }
 
-        decided = kept.decided(decide)
+        decided = kept.decided("plan", decide)
         shards = Shards(kept, positions, decided["shard"], size)
         tuned, config = None, self.config
         if config.tune:
@@ -328,28 +348,23 @@ class Audit:
         )
         return shards, passes
 
-    def _joined(
+    def _summed(
         self,
-        model: nn.Module,
-        split: Split,
         class_names: Sequence[str],
-        sample: Tensor,
-        made: Plan,
-        proof: Proof | None,
         provenance: Provenance,
         shards: Shards,
         passes: Passes,
-        escalated: bool,
+        remedies: tuple[Mend, ...],
         *,
         begin: float,
         started: str,
-        explainer: Explainer | None,
-        progress: bool,
         command: str,
+        device: torch.device,
     ) -> AuditResult:
-        """The result, when all shards are through both passes."""
-        positions, batches = shards.positions, shards.all()
-        ran = [*passes.stages, *passes.check, *(passes.escalation if escalated else ())]
+        """What the attacks come to, when all shards are through two passes, or three: with the
+        remedies for what was doubted."""
+        batches = shards.all(3 if remedies else 2)
+        ran = [*passes.stages, *passes.check, *(passes.escalation if shards.misled else ())]
         attacks = [(label, stage.attack) for label, stage in ran]
         # In the order in which they ran.
         place = len(passes.stages) + len(passes.check)
@@ -357,6 +372,49 @@ class Audit:
         distances = passes.distances
         if distances is not None:
             attacks.append((distances.label, distances.named))
+        attacks += [(label, stage.attack) for label, stage in labelled_mends(remedies)]
+        if self.config.minutes is not None:
+            told = {**provenance.config, "budget": passes.budget}
+            provenance = provenance.model_copy(update={"config": told})
+        seconds: Counter[str] = Counter()
+        for batch in batches:
+            seconds.update(batch.seconds)
+        return summarize(
+            batches,
+            self.config,
+            attacks=attacks,
+            class_names=class_names,
+            levels=() if distances is None else distances.levels,
+            provenance=provenance,
+            execution=Execution(
+                command=command,
+                started=started,
+                seconds=round(time.perf_counter() - begin, 3),
+                attack_seconds={label: round(spent, 3) for label, spent in seconds.items()},
+                batch_size=shards.batch,
+                device=device_name(device),
+                threads=torch.get_num_threads(),
+                tuned=passes.tuned,
+            ),
+        )
+
+    def _joined(
+        self,
+        model: nn.Module,
+        split: Split,
+        class_names: Sequence[str],
+        made: Plan,
+        proof: Proof | None,
+        shards: Shards,
+        passes: Passes,
+        doubts: Doubts,
+        result: AuditResult,
+        *,
+        explainer: Explainer | None,
+        progress: bool,
+    ) -> AuditResult:
+        """The result of the attacks, with everything else that was asked for."""
+        positions, batches = shards.positions, shards.all(3 if doubts.mends else 2)
         explanation = None
         if explainer is not None and self.config.explain:
             cases = self._cases(batches)
@@ -382,34 +440,11 @@ class Audit:
                 batch_size=shards.batch,
                 progress=progress,
             )
-        if self.config.minutes is not None:
-            told = {**provenance.config, "budget": passes.budget}
-            provenance = provenance.model_copy(update={"config": told})
-        seconds: Counter[str] = Counter()
-        for batch in batches:
-            seconds.update(batch.seconds)
-        result = summarize(
-            batches,
-            self.config,
-            attacks=attacks,
-            class_names=class_names,
-            levels=() if distances is None else distances.levels,
-            explanation=explanation,
-            provenance=provenance,
-            execution=Execution(
-                command=command,
-                started=started,
-                seconds=round(time.perf_counter() - begin, 3),
-                attack_seconds={label: round(spent, 3) for label, spent in seconds.items()},
-                batch_size=shards.batch,
-                device=device_name(model_device(model)),
-                threads=torch.get_num_threads(),
-                tuned=passes.tuned,
-            ),
+        result = result.model_copy(
+            update={"explanation": explanation, "weights": weights, "corruptions": corruptions}
         )
-        result = result.model_copy(update={"weights": weights, "corruptions": corruptions})
         if self.config.trust:
-            result = self._reviewed(made, split, sample, result)
+            result = self._believed(made, split, doubts, result)
         if self.config.certify:
             proof = proof or prove(model, split, positions, self.config, progress=progress)
             result = with_proof(result, proof, batches, self.config, made.draws)
@@ -485,7 +520,13 @@ class Audit:
         part = None
         if found.gradient_partly_missing or found.gradient_unreliable or found.dynamic:
             device = model_device(model)
-            part = differentiable_part(model, x.to(device), labels.to(device), config.seed)
+            part = differentiable_part(
+                model,
+                x.to(device),
+                labels.to(device),
+                config.seed,
+                draws=max(draws, DRAWS) if found.randomised else draws,
+            )
         return plan(
             model,
             config.stages,
@@ -497,40 +538,87 @@ class Audit:
             part=part,
         )
 
-    def _reviewed(
-        self, made: Plan, split: Split, sample: Tensor, result: AuditResult
-    ) -> AuditResult:
-        """The result with what the diagnosis, small experiments and the outcomes say."""
-        threat = self.config.threat
-        probed = probe(
-            made.attacked,
-            split.images(sample).cpu(),
-            split.labels[sample],
-            threat,
-            random=SampleRandom.create(self.config.seed, sample).fork("probe"),
-            draws=made.draws,
-            gradients=made.gradients,
-            losses=losses_used(result.attacks),
+    def _doubted(
+        self,
+        made: Plan,
+        split: Split,
+        sample: Tensor,
+        shards: Shards,
+        ran: Callable[[], AuditResult],
+    ) -> Doubts:
+        """What small experiments and the outcomes of two passes say, and what is to be done."""
+        if not self.config.trust:
+            return Doubts()
+
+        def make() -> dict[str, Any]:
+            result = ran()
+            probed = probe(
+                made.leading,
+                split.images(sample).cpu(),
+                split.labels[sample],
+                self.config.threat,
+                random=SampleRandom.create(self.config.seed, sample).fork("probe"),
+                draws=made.draws_of(made.leading),
+                gradients=made.gradients,
+                losses=losses_used(result.attacks),
+            )
+            seen = combine(probed, self._reviewed(split, result))
+            findings = self._answered(made, combine(made.findings, seen), result)
+            return {
+                "seen": [one.model_dump(mode="json") for one in seen],
+                "propagations": probed.propagations,
+                "open": [one.check for one in unresolved(findings)],
+            }
+
+        # With the rest: others must not see otherwise, nor who goes on after a stop in the midst
+        # of the remedies.
+        decided = shards.kept.decided("findings", make)
+        remedies: tuple[Mend, ...] = ()
+        if self.config.attacks is None:
+            remedies = mends(
+                decided["open"], made, self.config.threat, self.preset, escalated=shards.misled
+            )
+        return Doubts(
+            tuple(Finding.model_validate(one) for one in decided["seen"]),
+            decided["propagations"],
+            remedies,
         )
+
+    def _reviewed(self, split: Split, result: AuditResult) -> tuple[Finding, ...]:
+        """What the outcomes say."""
         budget = result.provenance.config.get("budget")
         limited = isinstance(budget, int)
         # A budget ends the attacks, and does not end the curve's: no round of theirs.
         rounds = [one for one in result.attacks if not (limited and one.label.endswith("(curve)"))]
-        reviewed = review(
-            rounds,
-            result.curve,
-            chance=result.chance,
-            widest=threat.widest(math.prod(split.shape)),
-        )
+        widest = self.config.threat.widest(math.prod(split.shape))
+        reviewed = review(rounds, result.curve, chance=result.chance, widest=widest)
         cut = (_budget_cut(result, budget),) if isinstance(budget, int) else ()
-        findings = answered(
+        return combine(reviewed, cut)
+
+    def _answered(
+        self, made: Plan, findings: tuple[Finding, ...], result: AuditResult
+    ) -> tuple[Finding, ...]:
+        return answered(
             made,
-            combine(made.findings, probed, reviewed, cut),
+            findings,
             result.attacks,
             robust_accuracy=result.robust_accuracy,
             chance=result.chance,
         )
-        spent = made.propagations + probed.propagations
+
+    def _believed(
+        self, made: Plan, split: Split, doubts: Doubts, result: AuditResult
+    ) -> AuditResult:
+        """The result with the findings of all checks, and what was done about them."""
+        again: tuple[Finding, ...] = ()
+        if doubts.mends:
+            # Whether rounds still help is for the remedies to say: they are of several kinds.
+            again = tuple(
+                one for one in self._reviewed(split, result) if one.check != "restarts-help"
+            )
+        findings = combine(made.findings, doubts.seen, again)
+        findings = mended(self._answered(made, findings, result), doubts.mends, result)
+        spent = made.propagations + doubts.propagations
         return result.model_copy(update={"findings": findings, "trust_propagations": spent})
 
     def _positions(self, split: Split) -> Tensor:

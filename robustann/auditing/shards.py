@@ -1,4 +1,4 @@
-"""The shards of an audit: which there are, and two passes through them, by one worker or several.
+"""The shards of an audit: which there are, and the passes through them, by one worker or several.
 
 All that hangs on more than one shard is derived from what every shard has kept, never from who did
 what: so it comes out the same for any number of workers.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustann.auditing.batching import in_halves
 from robustann.auditing.partial import Kept
-from robustann.auditing.passes import Passes
+from robustann.auditing.passes import Labelled, Passes
 from robustann.auditing.rows import Batch
 from robustann.errors import RobustannError
 from robustann.launch import expected_workers
@@ -102,9 +102,20 @@ class Shards:
         steps = (len(passes.escalation) if escalate else 0) + (passes.distances is not None)
         self._through(2, steps, work, progress)
 
-    def all(self) -> list[Batch]:
-        """Everything, in order, after both passes."""
-        return [batch for start in self.starts for batch in self.kept.batches(start, 2)]
+    def third(self, passes: Passes, remedies: Labelled, progress: bool) -> None:
+        """Run remedies on every shard that they have not been run on."""
+
+        def work(start: int, advance: Advance) -> None:
+            batches = self.kept.batches(start, 2)
+            for place, batch in enumerate(batches):
+                batches[place] = passes.third(batch, remedies, advance)
+            self.kept.keep(start, 3, batches, self.kept.facts(start))
+
+        self._through(3, len(remedies), work, progress)
+
+    def all(self, through: int = 2) -> list[Batch]:
+        """Everything, in order, after this pass."""
+        return [batch for start in self.starts for batch in self.kept.batches(start, through)]
 
     def _through(
         self, through: int, steps: int, work: Callable[[int, Advance], None], progress: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ _CAST = frozenset({"float", "double", "half", "bfloat16", "to", "type", "type_as
 # What leaves the order of the classes as it is, if the other operand is a number above zero.
 _SCALED = frozenset({"mul", "__mul__", "__rmul__", "div", "true_divide", "__truediv__"})
 _SHIFTED = frozenset({"add", "__add__", "__radd__", "sub", "__sub__", "clamp", "log", "contiguous"})
+_ADDED = frozenset({"add", "__add__", "__radd__", "__iadd__", "add_"})
 _OUT_OF_TORCH = frozenset({"numpy", "__array__", "tolist", "item"})
 # What may be handed images; none of them works in place.
 _TAKING_IMAGES = frozenset({
@@ -32,6 +33,7 @@ _TAKING_IMAGES = frozenset({
 # A tensor of the images' shape that correlates with them so much is made from them.
 _ALIKE = 0.7
 _LOGITS, _TOLD_APART, _LARGEST = "_straight_logits", "_straight_compared", "_straight_argmax"
+_STACKED = "_straight_stacked"
 
 
 class Straightened(nn.Module):
@@ -40,8 +42,9 @@ class Straightened(nn.Module):
     Rounding, signs and comparisons, ``detach`` and ``no_grad`` count as the identity in the
     backward pass. So does every way from the images to a tensor that has their shape, looks like
     them and carries no gradient, such as a detour through NumPy or a codec. A softmax or a one-hot
-    class at the very end is left off. What is computed is the same, except for that end; and what
-    a model does in place, or compiled, stays as it is.
+    class at the very end is left off; where several of these vote, their logits do. What is
+    computed is the same, except for that end; and what a model does in place, or compiled, stays as
+    it is.
 
     >>> class Rounded(nn.Module):
     ...     def forward(self, x):
@@ -86,7 +89,10 @@ class _Straight(TorchFunctionMode):
         if not isinstance(first, Tensor):
             if named == "cat" and isinstance(first, (tuple, list)):
                 args = ([self._linked(one) for one in first], *args[1:])
-            return func(*args, **options)
+            value = func(*args, **options)
+            if named == "stack" and isinstance(first, (tuple, list)):
+                _note_stack(first, args, options, value)
+            return value
         if named == "detach":
             return first.view_as(first)
         if named in _OUT_OF_TORCH:
@@ -133,6 +139,15 @@ def _straight(value: Tensor, source: Tensor) -> Tensor:
     return value.detach() + (source - source.detach()).to(value.dtype)
 
 
+def _note_stack(
+    stacked: Sequence[Tensor], args: tuple[Any, ...], options: Mapping[str, Any], value: Tensor
+) -> None:
+    """Remember of which logits each layer of a stack was made."""
+    dim = args[1] if len(args) > 1 else options.get("dim", 0)
+    if dim == 0 and all(hasattr(one, _LOGITS) for one in stacked):
+        setattr(value, _STACKED, torch.stack([getattr(one, _LOGITS) for one in stacked]))
+
+
 def _pass_on(
     named: str, first: Tensor, args: tuple[Any, ...], options: Mapping[str, Any], value: Tensor
 ) -> None:
@@ -140,6 +155,11 @@ def _pass_on(
     dim = args[1] if len(args) > 1 else options.get("dim")
     if named in ("softmax", "log_softmax", "argmax") and first.dim() == 2 and dim in (1, -1):
         setattr(value, _LARGEST if named == "argmax" else _LOGITS, first)
+    elif named in _ADDED and all(hasattr(one, _LOGITS) for one in args[:2]) and len(args) > 1:
+        # A vote of several: the logits vote.
+        setattr(value, _LOGITS, getattr(first, _LOGITS) + getattr(args[1], _LOGITS))
+    elif named in ("sum", "mean") and hasattr(first, _STACKED) and dim == 0:
+        setattr(value, _LOGITS, getattr(first, _STACKED).sum(0))
     elif named == "one_hot" and hasattr(first, _LARGEST):
         setattr(value, _LOGITS, getattr(first, _LARGEST))
     elif hasattr(first, _LOGITS) and value.shape == first.shape:

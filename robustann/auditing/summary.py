@@ -23,7 +23,6 @@ from robustann.results import (
     CleanSamples,
     CurvePoint,
     Execution,
-    Explanation,
     Interval,
     Provenance,
     Scores,
@@ -39,7 +38,6 @@ def summarize(
     attacks: Sequence[tuple[str, Attack]],
     class_names: Sequence[str],
     levels: Sequence[float],
-    explanation: Explanation | None,
     provenance: Provenance,
     execution: Execution,
 ) -> AuditResult:
@@ -107,7 +105,8 @@ def summarize(
             correct, distance, threat.eps, levels if config.curve else None, 1 / len(class_names)
         ),
         curve_propagations=sum(batch.curve_propagations for batch in batches),
-        explanation=explanation,
+        # Attributions take a model.
+        explanation=None,
         provenance=provenance,
         execution=execution,
     )

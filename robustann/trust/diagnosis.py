@@ -47,7 +47,7 @@ class Diagnosis:
         randomised: repeated forwards differ: average over draws.
         batch_dependent: an image's logits hang on its batch.
         gradient_missing: next to no image has a usable gradient: gradients cannot be attacked.
-        gradient_partly_missing: too many images have none.
+        gradient_partly_missing: too many images have none, or none towards any other class.
         gradient_unreliable: the gradient is not the slope, or none that leads anywhere.
         softmax_output: the model returns probabilities.
         saturated: softmax is exactly 0 and 1 in float32.
@@ -80,7 +80,7 @@ def diagnose(
 ) -> Diagnosis:
     """Look at a model before attacking it, on the first 32 images that it classifies correctly.
 
-    Some 40 propagations an image. The model is left as it was, buffers included.
+    Some 45 propagations an image. The model is left as it was, buffers included.
 
     Args:
         model: maps images to logits.
@@ -131,7 +131,7 @@ def diagnose(
                 _saturated(odds, labels),
             ]
         point = _off_the_grid(x, threat, seed)
-        gradient, missing = _gradient_missing(subject, x, point, labels)
+        gradient, lost, missing = _gradient_missing(subject, x, point, labels)
         findings.append(missing)
         findings += _finite_differences(subject, point, labels, gradient, threat, repeatable)
     failed = {one.check for one in findings if one.verdict == "fail"}
@@ -140,7 +140,7 @@ def diagnose(
         tuple(sorted(findings, key=lambda one: order.index(one.check))),
         randomised="randomised" in failed,
         batch_dependent="batch-dependent" in failed,
-        gradient_missing=(missing.value or 0.0) > 0.9,
+        gradient_missing=lost > 0.9,
         gradient_partly_missing="gradient-missing" in failed,
         gradient_unreliable=bool(failed & {"gradient-mismatch", "gradient-shattered"}),
         softmax_output="softmax-output" in failed,
@@ -157,6 +157,7 @@ class _Subject:
         self.model = model
         self.seed = seed
         self.propagations = 0
+        self.classes = 0
         # Of the logits in the loss.
         self.scale = 1.0
 
@@ -167,6 +168,7 @@ class _Subject:
             torch.manual_seed(self.seed if fits else stable_hash("torch", self.seed))
         self.propagations += len(x)
         logits: Tensor = self.model(x)
+        self.classes = logits.shape[1]
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -400,33 +402,64 @@ def _off_the_grid(x: Tensor, threat: ThreatModel, seed: int) -> Tensor:
 
 def _gradient_missing(
     subject: _Subject, x: Tensor, point: Tensor, labels: Tensor
-) -> tuple[Tensor | None, Finding]:
-    """The gradient at the disturbed images, None if there is none at all; and the finding."""
+) -> tuple[Tensor | None, float, Finding]:
+    """The gradient at the disturbed images, None if there is none at all; the share of images that
+    have none; and the finding, also about those whose gradient leads to no other class."""
     name = "gradient-missing"
     gradient, why = _gradient(subject, x, labels)
     beside, _ = _gradient(subject, point, labels)
     if gradient is None or beside is None:
-        return None, conclude(name, True, f"No image has a gradient: {why}.", value=1.0)
+        return None, 1.0, conclude(name, True, f"No image has a gradient: {why}.", value=1.0)
     # At a black image all units of a network may sit at the kink of their ReLU; attacks start
     # beside it.
     lost = [one.flatten(1) for one in (gradient, beside)]
     broken = ~lost[0].isfinite().all(1) & ~lost[1].isfinite().all(1)
     zero = (lost[0] == 0).all(1) & (lost[1] == 0).all(1)
-    count = int((broken | zero).sum())
+    lost_rows = broken | zero
+    hidden = _leads_nowhere(subject, x, labels) & _leads_nowhere(subject, point, labels)
+    hidden &= ~lost_rows
+    count = int((lost_rows | hidden).sum())
     share = count / len(x)
     seen = (
         f"The gradient is zero for {int(zero.sum())} and not finite for {int(broken.sum())} "
         f"of {len(x)} images."
     )
+    if bool(hidden.any()):
+        seen += (
+            f" For {int(hidden.sum())} more no class but the label has one: nothing tells an "
+            "attack where to go."
+        )
     # One image alone may sit in a dead corner.
     failed = share > (CHECKS[name].threshold or 0.0) and (count > 1 or count == len(x))
-    return beside, conclude(name, failed, seen, value=share)
+    return beside, float(lost_rows.double().mean()), conclude(name, failed, seen, value=share)
 
 
-def _gradient(subject: _Subject, x: Tensor, labels: Tensor) -> tuple[Tensor | None, str]:
+def _leads_nowhere(subject: _Subject, x: Tensor, labels: Tensor) -> Tensor:
+    """For which images the logits of all classes but the label have no gradient."""
+
+    def others(logits: Tensor) -> Tensor:
+        # Of different weight, so that they do not cancel.
+        weights = torch.linspace(0.5, 1.5, logits.shape[1], device=logits.device)
+        weights = weights.expand_as(logits).scatter(1, labels[:, None], 0.0)
+        return (weights.to(logits.dtype) * logits).sum(1)
+
+    slope, _ = _gradient(subject, x, labels, others)
+    if slope is None or subject.classes < 3:
+        # Of two classes one may be fixed: the other says it all.
+        return torch.zeros_like(labels, dtype=torch.bool)
+    return (slope.flatten(1) == 0).all(1)
+
+
+def _gradient(
+    subject: _Subject,
+    x: Tensor,
+    labels: Tensor,
+    of: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor | None, str]:
+    """The gradient of the loss, or ``of`` the logits; None if there is none, and why."""
     leaf = x.detach().clone().requires_grad_()
     try:
-        loss = subject.loss(leaf, labels)
+        loss = subject.loss(leaf, labels) if of is None else of(subject.logits(leaf))
     except torch.OutOfMemoryError:
         # It says nothing of the gradient.
         raise
