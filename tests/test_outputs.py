@@ -11,6 +11,7 @@ import pytest
 
 import robustann as ra
 from robustann.auditing import with_gates
+from robustann.explained import explained
 from robustann.findings import Finding
 from robustann.outputs import (
     Audited,
@@ -186,7 +187,9 @@ SARIF = strictly(
         tool=strictly(["driver"], driver=strictly(
             ["name"], name={"type": "string"}, version={"type": "string"},
             rules={"type": "array", "uniqueItems": True, "items": strictly(
-                ["id"], id={"type": "string"}, shortDescription=MESSAGE,
+                ["id"], id={"type": "string"}, shortDescription=MESSAGE, fullDescription=MESSAGE,
+                # multiformatMessageString (3.12)
+                help=strictly(["text"], text={"type": "string"}, markdown={"type": "string"}),
                 defaultConfiguration=strictly([], level=LEVEL),
             )},
         )),
@@ -231,6 +234,10 @@ def test_sarif_tells_failed_gates_and_open_doubts(result):
         {"executionSuccessful": True, "exitCode": 1, "exitCodeDescription": "gate failed"}
     ]
     assert "linf 8/255" in run["results"][0]["message"]["text"]
+    gate, trust = run["tool"]["driver"]["rules"]
+    assert "help" not in gate
+    assert "docs/trust.md#saturated-loss" in trust["help"]["text"]
+    assert explained()["saturated-loss"].advice in trust["help"]["markdown"]
     marks = {json.dumps(one["partialFingerprints"]) for one in run["results"]}
     assert len(marks) == 2
     again = checked(sarif(verdict(result)))

@@ -29,6 +29,7 @@ from made_up import (
 )
 from pages import Page, part_of
 
+from robustann.explained import explained
 from robustann.reports import charts, render, views
 from robustann.reports.filters import count, interval, percent
 from robustann.results import (
@@ -158,6 +159,12 @@ def test_findings_stand_above_the_results_and_say_what_to_do() -> None:
         "not run rising curve One eps only.",
     ):
         assert expected in text
+    # What a check is about stands at it, and needs no other page.
+    assert 'id="check-gradient-missing"' in html[start:end]
+    assert text.count("About this check") == 4
+    told = explained()["gradient-missing"]
+    assert told.means in text
+    assert told.measures in text
     for variant, words in (
         ("remedied", "To be believed, after remedies"),
         ("nothing failed", "No sign that the evaluation misleads"),
@@ -448,6 +455,9 @@ def test_hostile_strings_change_nothing() -> None:
         evil, "execution", command=bad * 100, started=bad, device=bad, attack_seconds={bad: 1.0}
     )
     html = render(evil)
+    # A check that nobody knows has no section either.
+    unknown = tuple(one.model_copy(update={"check": "unknown"}) for one in plain.findings)
+    plain = plain.model_copy(update={"findings": unknown})
     page, expected = Page(html), Page(render(plain))
     assert [tag for tag in page.tags if tag not in ("span", "bdi")] == [
         tag for tag in expected.tags if tag not in ("span", "bdi")

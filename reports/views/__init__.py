@@ -52,7 +52,7 @@ from robustann.reports.views.weights import (
     hit,
     storages,
 )
-from robustann.reports.views.words import DEFINITIONS
+from robustann.reports.views.words import DEFINITIONS, explained
 from robustann.results import MATRIX_LIMIT
 
 __all__ = [
@@ -92,6 +92,7 @@ __all__ = [
     "crossed",
     "distance",
     "drift_groups",
+    "explained",
     "faults",
     "flips",
     "glance",

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 
 import click
 
+_KINDS = ("attacks", "defenses", "models", "datasets", "presets", "checks")
 
-@click.command("list", short_help="List attacks, defenses, models, data sets or presets.")
-@click.argument("what", type=click.Choice(["attacks", "defenses", "models", "datasets", "presets"]))
+
+@click.command("list", short_help="List attacks, defenses, models, data sets, presets or checks.")
+@click.argument("what", type=click.Choice(_KINDS))
 def listing(what: str) -> None:
-    """Show what there is: attacks and defenses with their options, models, datasets or presets.
+    """Show what there is: attacks and defenses with their options, models, datasets, presets, or
+    trust checks.
 
     \b
     Example:
@@ -24,6 +27,7 @@ def listing(what: str) -> None:
         "models": _models,
         "datasets": _datasets,
         "presets": _presets,
+        "checks": _checks,
     }[what]():
         click.echo(f"{name:24} {description}".rstrip())
 
@@ -71,3 +75,10 @@ def _presets() -> Iterator[tuple[str, str]]:
         for stage in preset.stages:
             near = "" if stage.near is None else f"where {stage.near:.0%} of the margin is left"
             yield f"  {stage.attack.label}", near
+
+
+def _checks() -> Iterator[tuple[str, str]]:
+    from robustann.explained import explained
+
+    for name, section in explained().items():
+        yield name, section.measures.split(". ")[0].rstrip(".")

@@ -14,6 +14,7 @@ from robustann.cli.audit import audit
 from robustann.cli.compare import compare
 from robustann.cli.completion import completion
 from robustann.cli.config import config
+from robustann.cli.explain import explain
 from robustann.cli.harden import harden
 from robustann.cli.index import index
 from robustann.cli.inspect import inspect
@@ -45,7 +46,7 @@ def cli() -> None:
 
 for command in (
     train, attack, audit, config, harden, report, compare, index, inspect, seal, verify, listing,
-    completion,
+    explain, completion,
 ):  # fmt: skip
     cli.add_command(command)
 

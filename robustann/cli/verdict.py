@@ -53,7 +53,11 @@ def verdict(result: AuditResult) -> str:
         lines += ["", *_weights(result.weights)]
     open_questions = unresolved(result.findings)
     for finding in open_questions:
-        lines += ["", f"do not believe this yet: {finding.check}: {finding.explanation}"]
+        lines += [
+            "",
+            f"do not believe this yet: {finding.check}: {finding.explanation} "
+            f"(robustann explain {finding.check})",
+        ]
     for finding in result.findings:
         if finding.remedy is not None:
             lines += ["", f"{finding.check}: {finding.remedy}"]

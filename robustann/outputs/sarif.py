@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from robustann.errors import RefusedError
+from robustann.explained import explained
 from robustann.outputs.text import answer, plain
 from robustann.outputs.verdict import Audited, Verdict
 
@@ -92,7 +93,8 @@ def _results(
     for finding in one.unresolved:
         rule = f"trust/{plain(finding.check, 200)}"
         level = "error" if verdict.strict else "warning"
-        rules.setdefault(rule, _rule(rule, f"The trust check {finding.check} failed", level))
+        words = f"The trust check {finding.check} failed"
+        rules.setdefault(rule, _rule(rule, words, level) | _help(finding.check))
         said = f"{one.threat}: do not believe this yet: {finding.explanation}"
         found.append(_result(rule, level, said, one, verdict))
     return found
@@ -104,6 +106,16 @@ def _rule(name: str, words: str, level: str) -> dict[str, Any]:
         "shortDescription": _message(words),
         "defaultConfiguration": {"level": level},
     }
+
+
+def _help(check: str) -> dict[str, Any]:
+    """The section on a trust check, for who reads the rule."""
+    known = explained().get(check)
+    if known is None:
+        # Of a result that another version wrote.
+        return {}
+    told = {"text": f"{known.text}\nMore: {known.place}", "markdown": known.markdown}
+    return {"fullDescription": _message(f"It measures {known.measures}"), "help": told}
 
 
 def _result(rule: str, level: str, said: str, one: Audited, verdict: Verdict) -> dict[str, Any]:
