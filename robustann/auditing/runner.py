@@ -617,7 +617,7 @@ class Audit:
                 one for one in self._reviewed(split, result) if one.check != "restarts-help"
             )
         findings = combine(made.findings, doubts.seen, again)
-        findings = mended(self._answered(made, findings, result), doubts.mends, result)
+        findings = self._answered(made, mended(findings, doubts.mends, result), result)
         spent = made.propagations + doubts.propagations
         return result.model_copy(update={"findings": findings, "trust_propagations": spent})
 
