@@ -580,7 +580,6 @@ def test_every_check_says_what_it_means_and_what_to_do() -> None:
         for text in (check.means, check.advice):
             assert text.endswith(".")
             assert text[0].isupper()
-        assert check.source
 
 
 def test_the_worst_of_several_findings_stays() -> None:

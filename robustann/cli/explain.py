@@ -14,7 +14,7 @@ def _names(
     return [CompletionItem(name) for name in explained() if name.startswith(incomplete)]
 
 
-@click.command()
+@click.command(short_help="Explain a trust check.")
 @click.argument("check", shell_complete=_names)
 def explain(check: str) -> None:
     """Explain a trust check: what it measures, what a failure means, and what to do.
