@@ -112,7 +112,7 @@ def test_images_of_smaller_eps_count(model, digits, monkeypatch):
     (mend,) = mends(
         ["rising-curve"], Plan(model, (), 1, True, ()), THREAT, get_preset("quick"), escalated=False
     )
-    assert [stage.reach for stage in mend.stages] == [0.75, 0.5, 0.25]
+    assert [getattr(stage, "reach", 1) for stage in mend.stages] == [0.75, 0.5, 0.25]
 
 
 def test_attacks_within_smaller_eps_stay_there(model, digits, monkeypatch):

@@ -113,3 +113,29 @@ def test_an_image_does_not_hang_on_its_batch() -> None:
     straight = Straightened(Before(mixed))
     expected = WEIGHT[:, 0].view(1, 1, 4, 4).expand(4, 1, 4, 4)
     torch.testing.assert_close(slope(straight, x)[1:], expected)
+
+
+@pytest.mark.parametrize(
+    "vote",
+    [
+        lambda votes: torch.stack(votes).mean(0),
+        lambda votes: torch.stack(votes, dim=0).sum(dim=0),
+        lambda votes: sum(votes) / len(votes),
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", [lambda z: F.one_hot(z.argmax(1), 3).float(), lambda z: z.softmax(1)]
+)
+def test_in_a_vote_of_several_their_logits_vote(vote: Callable, answer: Callable) -> None:
+    def voted(x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return vote([answer(flat @ WEIGHT), answer(2 * flat @ WEIGHT)])
+
+    class Voting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return voted(x)
+
+    x = images()
+    expected = (3 * WEIGHT[:, 0]).view(1, 1, 4, 4).expand_as(x)
+    found = slope(Straightened(Voting()), x)
+    torch.testing.assert_close(found / found.norm(), expected / expected.norm())

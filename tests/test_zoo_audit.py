@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo import ZOO, InOnePiece, ThermometerCode
+from zoo import ZOO, InOnePiece, NoisyCodecInOnePiece, ThermometerCode
 
 import robustann as ra
 from robustann.attacks.losses import margin
@@ -40,7 +40,7 @@ def test_a_broken_defense_is_flagged_and_broken(name, model, digits, undefended)
         told = finding.remedy or finding.explanation
         assert "square:queries=1000" in told
         assert "rays:queries=1000" in told
-        if name == "closed":
+        if name in ("closed", "top alone, in one piece"):
             # What withstands searches alone proves little, however low it is.
             assert not result.believable
         elif isinstance(exhibit.make(model), InOnePiece):
@@ -48,6 +48,24 @@ def test_a_broken_defense_is_flagged_and_broken(name, model, digits, undefended)
             assert result.believable
         else:
             assert "through 'inner'" in told
+
+
+def test_random_and_without_a_gradient_it_falls_all_the_same(model, digits):
+    """Each answer is many forwards: fewer images, and less search."""
+    asked = {"max_samples": 32, "explain": False, "curve": False}
+    bare = ra.audit(model, digits, THREAT, "quick", **asked)
+    result = ra.audit(NoisyCodecInOnePiece(model), digits, THREAT, "quick", **asked)
+    failed = {finding.check for finding in result.findings if finding.verdict == "fail"}
+    assert {"randomised", "gradient-missing"} <= failed
+    assert result.robust_accuracy <= bare.robust_accuracy + 0.02
+    found = next(one for one in result.findings if one.check == "gradient-missing")
+    assert "through the model as if" in (found.remedy or "")
+    assert result.believable
+    # What is averaged is counted: 20 draws of the model, and 20 of it with a gradient.
+    first = next(one for one in result.attacks if one.name == "mm")
+    assert first.label == "mm:steps=15 through a part"
+    assert first.backwards % 20 == 0
+    assert first.forwards >= 2 * first.backwards
 
 
 class _Arbitrary(torch.autograd.Function):

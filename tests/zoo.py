@@ -182,6 +182,28 @@ class SharpProbabilities(InOnePiece):
         return torch.softmax(50 * self.inner(x), dim=1)
 
 
+class TopAlone(Wrapped):
+    """Returns the largest logit, and nothing of the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
+        return torch.where(logits >= logits.amax(1, keepdim=True), logits, torch.zeros_like(logits))
+
+
+class TopAloneInOnePiece(InOnePiece):
+    """The same, with no part to be attacked in its place."""
+
+    forward = TopAlone.forward
+
+
+class NoisyCodecInOnePiece(InOnePiece):
+    """Adds fresh noise, and encodes the image coarsely: random, and without a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        noisy = x + 0.1 * torch.randn_like(x)
+        return self.inner((8 * noisy).round() / 8)
+
+
 class HashedTransform(Wrapped):
     """Changes every image by noise that hangs on its own bytes: repeatable, and new at each step
     of an attack."""
@@ -263,6 +285,8 @@ ZOO: dict[str, Exhibit] = {
     "codec, in one piece": Exhibit(CodecInOnePiece, "gradient-missing"),
     "rounded probabilities": Exhibit(RoundedProbabilities, "gradient-missing"),
     "sharp probabilities": Exhibit(SharpProbabilities, "gradient-missing"),
+    "top alone": Exhibit(TopAlone, "gradient-missing"),
+    "top alone, in one piece": Exhibit(TopAloneInOnePiece, "gradient-missing"),
     "hashed transform": Exhibit(HashedTransform, "gradient-mismatch"),
     "batch statistics": Exhibit(BatchStatistics, "batch-dependent"),
     "purified": Exhibit(Purified, "dynamic-defense"),

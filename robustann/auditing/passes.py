@@ -21,6 +21,7 @@ from robustann.attacks.losses import margin
 from robustann.auditing.batching import in_halves
 from robustann.auditing.curve import DistanceStage
 from robustann.auditing.inner import SeenThrough
+from robustann.auditing.mending import Within
 from robustann.auditing.presets import AuditConfig, Stage
 from robustann.auditing.remedies import Plan
 from robustann.auditing.rows import Batch, Worst, empty_columns
@@ -177,7 +178,6 @@ class Passes:
             # Margins are compared with those of the same view alone.
             native = stage.through == self.plan.only_seen
             left = None if self.budget is None else self.budget - batch.propagations[rows]
-            threat = self.config.threat
             result = self._run(
                 stage.attack,
                 x,
@@ -185,7 +185,7 @@ class Passes:
                 rows,
                 label,
                 model=self.plan.seen_by(stage),
-                threat=threat if stage.reach == 1 else threat.with_eps(stage.reach * threat.eps),
+                threat=stage.allowed(self.config.threat) if isinstance(stage, Within) else None,
                 best=(worst.x[rows], worst.margin[rows]) if cascade and native else None,
                 limit=left,
             )

@@ -30,14 +30,11 @@ class Stage:
     share: float = 1.0
     # Through a part of the model that has gradients (see inner.py), where the plan has one.
     through: bool = False
-    # Share of eps within which it looks.
-    reach: float = 1.0
 
     @property
     def label(self) -> str:
         """What the attack is called in the result."""
-        within = f" within {self.reach:g} eps" if self.reach < 1 else ""
-        return f"{self.attack.label}{within}{' through a part' if self.through else ''}"
+        return f"{self.attack.label} through a part" if self.through else self.attack.label
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,9 +217,10 @@ def plan(
     A randomised model is averaged (EOT), and probabilities are attacked through their logarithm.
     Where gradients are missing or mislead, where the model optimises while it predicts, and where
     predictions hang on the batch, a search from scratch by scores, of so many ``queries`` an
-    image, is added; where any are missing, also one that needs the predicted class alone,
-    of as many. Where they are missing, attacks by gradients go through a ``part`` of the model that
-    has them, or are left out; where they mislead, some are added that go through the part.
+    image, is added; where the gradient does not only mislead, also one that needs the predicted
+    class alone, of as many. Where gradients are missing, attacks by gradients go through a
+    ``part`` of the model that has them, or are left out; where they mislead, some are added that go
+    through the part.
     ``fixed`` adds and leaves out none, since the caller named the attacks.
     """
     done: dict[str, str] = {}
@@ -261,7 +262,7 @@ def plan(
     elif missing and not fixed:
         chosen = tuple(stage for stage in chosen if stage.attack.access != "white-box")
     wanted: list[Attack] = [Square(queries=queries)] if suspect and not fixed else []
-    if (missing or partly) and not fixed:
+    if (missing or partly or diagnosis.dynamic or diagnosis.batch_dependent) and not fixed:
         wanted.append(RayS(queries=queries))
     added = _fitted(wanted, threat)
     chosen = (*chosen, *added)
