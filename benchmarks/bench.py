@@ -125,10 +125,10 @@ def _bare_apgd(model: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: i
     current = within(x + torch.empty_like(x).uniform_(-eps, eps))
     best_loss, gradient = ascend(current)
     best, best_gradient, before = current.clone(), gradient.clone(), current.clone()
-    size = torch.full((len(x), 1, 1, 1), 2 * eps)
+    size = torch.full((len(x), 1, 1, 1), 2 * eps, device=x.device)
     window, shortest, shrink = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), 0.03 * steps
-    since, improved = 0, torch.zeros(len(x))
-    checked_best, halved = best_loss.clone(), torch.ones(len(x), dtype=torch.bool)
+    since, improved = 0, torch.zeros(len(x), device=x.device)
+    checked_best, halved = best_loss.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
     for step in range(steps):
         moved = within(current + size * gradient.sign())
         if step:
@@ -150,7 +150,7 @@ def _bare_apgd(model: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: i
             current = torch.where(mask, best, current)
             gradient = torch.where(mask, best_gradient, gradient)
             halved, checked_best = stuck, best_loss.clone()
-            since, improved = 0, torch.zeros(len(x))
+            since, improved = 0, torch.zeros(len(x), device=x.device)
             window = max(window - max(int(shrink), 1), shortest)
     return best
 

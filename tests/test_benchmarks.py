@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
@@ -74,3 +75,30 @@ def test_both_verdicts_are_on_the_same_images(verdict: ModuleType) -> None:
     clean, ours, theirs = (float(cell.rstrip("%")) for cell in line[1:4])
     assert max(ours, theirs) <= clean
     assert CliRunner().invoke(verdict.main, ["--setting", "no-such"]).exit_code == 2
+
+
+def test_what_is_to_be_run_on_an_accelerator_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    for name in ("accelerator", "bench", "pgd", "verdict", "counting"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import accelerator  # type: ignore[import-not-found]
+
+    asked = ["--small", "--device", "cpu", "--output-dir", str(tmp_path)]
+    done = CliRunner().invoke(accelerator.main, asked, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "accelerator.json").read_text(encoding="utf-8"))["results"]
+    assert list(found) == ["standard", "fast", "audit", "share", "switches"]
+    assert found["standard"]["test_accuracy"] > 0.3
+    assert found["audit"]["robust_accuracy"] <= found["audit"]["clean_accuracy"]
+    assert {len(rows) for rows in found["share"]["loops"].values()} == {2}
+    (switched,) = found["switches"]["models"].values()
+    rows = [row for one in switched.values() for row in one.values()]
+    assert len(rows) >= 10
+    assert all(row["rate"] > 0 and abs(row["points"]) <= 20 for row in rows)
+    # Nothing is begun once the time is over.
+    late = CliRunner().invoke(accelerator.main, [*asked, "--minutes", "0"])
+    assert late.exit_code == 0, late.output
+    found = json.loads((tmp_path / "accelerator.json").read_text(encoding="utf-8"))["results"]
+    assert {str(row) for row in found.values()} == {"{'left out': 'no time was left'}"}
