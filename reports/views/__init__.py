@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustann.explained import explained
 from robustann.reports.views.advice import Advice, advice
 from robustann.reports.views.attacks import Row, rows, spent, telling
 from robustann.reports.views.certificate import METHODS, crossed, proven, undecided
@@ -52,7 +53,7 @@ from robustann.reports.views.weights import (
     hit,
     storages,
 )
-from robustann.reports.views.words import DEFINITIONS, explained
+from robustann.reports.views.words import DEFINITIONS
 from robustann.results import MATRIX_LIMIT
 
 __all__ = [

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from robustann.explained import Section
-from robustann.explained import explained as sections
-
 DEFINITIONS: dict[str, str] = {
     "accuracy": "Share of the audited samples that the model classifies correctly.",
     "robust accuracy": (
@@ -129,12 +126,3 @@ DEFINITIONS: dict[str, str] = {
         "Whether no check of the evaluation failed without a remedy, and enough could be made."
     ),
 }
-
-
-def explained(check: str) -> Section | None:
-    """The section on a trust check; None of one that another version knows.
-
-    >>> explained("no-such-check") is None
-    True
-    """
-    return sections().get(check)
