@@ -3,7 +3,8 @@
 A section of an audit's page is one template in ``templates/sections``; files there are found and
 shown in the order of their names. Those of a comparison lie in ``templates/compare``, those of an
 overview in ``templates/index``. Templates are autoescaped and see ``result``, the figures of
-``views``, the charts of ``charts`` and the filters of ``filters.py``.
+``views``, the charts of ``charts``, what is ``explained`` of checks, and the filters of
+``filters.py``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from robustann.explained import explained
 from robustann.reports import charts, filters, views
 from robustann.reports.views.comparing import compare
 from robustann.reports.views.overview import Found, overview
@@ -106,7 +108,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(filters.FILTERS)
-    environment.globals.update(views=views, charts=charts)
+    environment.globals.update(views=views, charts=charts, explained=explained)
     return environment
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from robustann.explained import explained
 from robustann.reports.views.advice import Advice, advice
 from robustann.reports.views.attacks import Row, rows, spent, telling
 from robustann.reports.views.certificate import METHODS, crossed, proven, undecided
@@ -93,7 +92,6 @@ __all__ = [
     "crossed",
     "distance",
     "drift_groups",
-    "explained",
     "faults",
     "flips",
     "glance",
