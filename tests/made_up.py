@@ -1,4 +1,4 @@
-"""Made-up results and a strict reader of pages, for the tests of reports."""
+"""Made-up results, for the tests of reports."""
 
 from __future__ import annotations
 
