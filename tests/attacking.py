@@ -1,12 +1,15 @@
-"""What tests of attacks share: random numbers, linear models, and when two results are the same."""
+"""What tests of attacks share: random numbers, linear models, and results: as they are written, and
+when two are the same."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,3 +81,9 @@ def lasting(result: AuditResult) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(result.to_json())
     del values["execution"]
     return values
+
+
+def written(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that the attack command wrote."""
+    with np.load(path) as archive:
+        return dict(archive)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from attacking import written
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -59,7 +60,7 @@ def test_attack_writes_arrays_within_the_threat_model_and_a_sheet(run, model_fil
     )
     assert code == 0
     assert "of 30 images are classified wrongly" in out
-    arrays = np.load("out/adversarial.npz")
+    arrays = written("out/adversarial.npz")
     assert arrays["adversarial"].shape == (30, 1, 8, 8)
     assert np.abs(arrays["adversarial"] - arrays["clean"]).max() <= 0.1
     logits = ra.load_model(model_file)(torch.tensor(arrays["adversarial"]))
@@ -75,7 +76,7 @@ def test_targeted_attack(run, model_file):
         "--max-samples=20",
     )
     assert code == 0
-    arrays = np.load("o/adversarial.npz")
+    arrays = written("o/adversarial.npz")
     assert np.array_equal(arrays["success"], arrays["prediction"] == 3)
     assert arrays["success"].mean() > 0.5
     assert run("attack", "--model", model_file, "--target", "10", "--eps", "0.1")[0] == 2

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from attacking import written
 
 import robustann as ra
 from robustann.training import TrainConfig
@@ -226,7 +226,7 @@ def test_an_attack_takes_the_images_of_an_audit(run, model_file, digits):
     code, _, _ = run("attack", "--model", model_file, "--max-samples", "16", "--output-dir", "o")
     assert code == 0
     run(*audit_arguments(model_file))
-    labels = np.load("o/adversarial.npz")["label"]
+    labels = written("o/adversarial.npz")["label"]
     rows = Path("out/samples.csv").read_text().splitlines()
     column = rows[0].split(",").index("label")
     assert [row.split(",")[column] for row in rows[1:]] == [str(label) for label in labels]
@@ -241,7 +241,7 @@ def test_an_attack_counts_what_was_wrong_before_apart(run, model_file, target):
         *("--max-samples", "200", "--output-dir", "o", *wanted),
     )
     assert code == 0
-    arrays = np.load("o/adversarial.npz")
+    arrays = written("o/adversarial.npz")
     before = ra.load_model(model_file)(torch.tensor(arrays["clean"])).argmax(1).numpy()
     attempted = before == arrays["label"] if target is None else before != target
     won = int((arrays["success"] & attempted).sum())
