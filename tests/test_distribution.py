@@ -1,8 +1,8 @@
 """Wheel and sdist hold all of the package, and the demonstration runs from them alone.
 
 The wheel is built from the sdist, as ``python -m build`` does, and installed into an environment
-that is empty but for a pointer to the libraries of this one: PyTorch takes gigabytes. ``make wheel``
-installs the wheel's own dependencies instead, and CI does so for every change.
+that is empty but for a pointer to the libraries of this one: PyTorch takes gigabytes. The target
+``wheel`` of make installs the wheel's own dependencies instead, and CI does so for every change.
 """
 
 from __future__ import annotations
