@@ -641,3 +641,20 @@ def test_probabilities_in_half_precision_are_probabilities(
 
     x, labels = some(digits)
     assert "softmax-output" in failed(diagnose(Halved(), x, labels, LINF).findings)
+
+
+# ----------------------------------------------------------------------------------- whole audits
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard"])
+@pytest.mark.parametrize("threat", [LINF, ThreatModel("l2", 0.5)], ids=["linf", "l2"])
+def test_no_check_fires_in_an_audit_of_a_sound_model(
+    preset: str, threat: ThreatModel, sound: dict[str, nn.Module], digits: ra.ImageData
+) -> None:
+    for name in ("undefended", "pgd-trained", "fgsm-trained"):
+        result = ra.audit(sound[name], digits, threat, preset, max_samples=64, explain=False)
+        assert failed(result.findings) == set(), name
+        assert result.believable
+        # Nor is anything of an attack's made up: these models are neither broken nor perfect.
+        assert 0.2 < result.robust_accuracy < result.clean_accuracy
+        assert not any("remedy" in one.label for one in result.attacks)
