@@ -33,7 +33,7 @@ from robustann.auditing.remedies import DRAWS, Plan, answered, plan
 from robustann.auditing.rows import Batch, Cases
 from robustann.auditing.sanity import advise
 from robustann.auditing.selection import TRUST_IMAGES, chosen_samples, shuffled
-from robustann.auditing.shards import LARGEST_SHARD, Shards, shard_size
+from robustann.auditing.shards import LARGEST_SHARD, Shards, own_shard, shard_size
 from robustann.auditing.shown import Shown
 from robustann.auditing.speed import Precision, Quick, Timer, low_precisions, tune
 from robustann.auditing.summary import summarize
@@ -312,6 +312,8 @@ class Audit:
             shard = size
             if kept.shared:
                 shard = shard_size(len(positions), size, keeps_batches=fixed)
+            elif isinstance(kept, Partial):
+                shard = own_shard(len(positions), size)
             return {
                 "shard": shard,
                 "budget": budget,

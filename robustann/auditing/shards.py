@@ -28,6 +28,8 @@ _POLL = 0.25
 LARGEST_SHARD = 256
 # Shards a worker at the least, where there are enough images: the last ones are waited for.
 _EACH = 4
+# Shards that one worker alone makes at the least, where it has more images.
+_KEPT = 200
 # Workers that are prepared for where nobody says how many come.
 _WORKERS = 8
 
@@ -42,6 +44,18 @@ def shard_size(count: int, batch: int, *, keeps_batches: bool) -> int:
     if keeps_batches:
         return max(1, min(wanted, LARGEST_SHARD) // batch) * batch
     return min(LARGEST_SHARD, -(-wanted // 8) * 8)
+
+
+def own_shard(count: int, batch: int) -> int:
+    """Images a shard of ``count``, for one worker that keeps them on disk: whole batches.
+
+    Each is written and synchronised three times, which takes as long as a batch of a cheap model;
+    and a stop loses one, which should be little of the whole.
+
+    >>> own_shard(50_000, 8), own_shard(1000, 8), own_shard(1000, 256)
+    (248, 8, 256)
+    """
+    return batch * max(1, min(LARGEST_SHARD, count // _KEPT) // batch)
 
 
 @dataclass(frozen=True)
