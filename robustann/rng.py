@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from robustann.transfers import sent
+
 
 def _signed(value: int) -> int:
     """The int64 with the same 64 bits."""
@@ -89,7 +91,7 @@ class SampleRandom:
 
     def to(self, device: torch.device | str) -> SampleRandom:
         """The same streams, drawing on another device."""
-        return SampleRandom(self._keys.to(device), self.seed, self._drawn)
+        return SampleRandom(sent(self._keys, torch.device(device)), self.seed, self._drawn)
 
     def _bits(self, count: int, keys: Tensor) -> Tensor:
         counters = torch.arange(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robustann.errors import DataError, UsageError
+from robustann.transfers import sent
 
 Indices = Tensor | Sequence[int] | slice
 
@@ -52,7 +53,7 @@ class Split(ABC):
             DataError: an image file cannot be decoded; the message names it.
         """
         stored = self._stored(self._positions(indices))
-        return _unit(stored.to(self.device, non_blocking=True), self.scale)
+        return _unit(sent(stored, self.device), self.scale)
 
     def digest(self, indices: Indices | None = None) -> str:
         """SHA-256, in hex, over shape, labels and float32 images (all, or those at ``indices``).
@@ -68,6 +69,11 @@ class Split(ABC):
             images = _unit(self._stored(chunk).cpu(), self.scale)
             sha.update(images.contiguous().numpy().astype("<f4", copy=False).data)
         return sha.hexdigest()
+
+    @property
+    @abstractmethod
+    def resident(self) -> bool:
+        """Whether all images lie where they are returned: there is nothing to fetch ahead."""
 
     @abstractmethod
     def to(self, device: str | torch.device) -> Split:
@@ -162,6 +168,11 @@ class TensorSplit(Split):
         self.device = images.device
         self.scale = scale
 
+    @property
+    def resident(self) -> bool:
+        """Whether they were moved to the device as a whole."""
+        return self._images.device == self.device
+
     def to(self, device: str | torch.device) -> TensorSplit:
         """The same images, returned on ``device``.
 
@@ -192,7 +203,7 @@ class TensorSplit(Split):
         return part
 
     def _stored(self, positions: Tensor) -> Tensor:
-        return self._images.index_select(0, positions.to(self._images.device))
+        return self._images.index_select(0, sent(positions, self._images.device))
 
 
 class StreamSplit(Split):
@@ -226,6 +237,11 @@ class StreamSplit(Split):
         self.device = torch.device("cpu")
         self.scale = 255
         self._threads = threads
+
+    @property
+    def resident(self) -> bool:
+        """They never do."""
+        return False
 
     def to(self, device: str | torch.device) -> StreamSplit:
         """The same images; each batch moves to ``device``."""

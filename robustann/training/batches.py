@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 
-from robustann.data import Split, TensorSplit
+from robustann.data import Split
 from robustann.errors import RobustannError
+from robustann.transfers import ahead
 
 
 def channel_statistics(split: Split, batch_size: int) -> tuple[list[float], list[float]]:
@@ -42,15 +42,10 @@ def predictions(model: nn.Module, split: Split, batch_size: int, positions: Tens
 
 
 def fetched(split: Split, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each batch of positions with its images; files are decoded one batch ahead."""
-    if isinstance(split, TensorSplit):
+    """Each batch of positions with its images; what does not lie on the device is decoded and
+    copied one batch ahead."""
+    if split.resident:
         for batch in batches:
             yield batch, split.images(batch)
         return
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(split.images, batches[0])
-        for batch, following in zip(batches, [*batches[1:], None], strict=True):
-            images = coming.result()
-            if following is not None:
-                coming = reader.submit(split.images, following)
-            yield batch, images
+    yield from zip(batches, ahead(split.images, batches, split.device), strict=True)

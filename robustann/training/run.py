@@ -36,6 +36,7 @@ from robustann.training.sharding import optimizer_state, take_up, whole
 from robustann.training.steps import TrainingStep
 from robustann.training.watch import collapsed, set_aside
 from robustann.training.weights import moving_average, parameter_groups
+from robustann.transfers import sent
 
 _DEFAULT_EPOCHS = {"mnist": 3}
 _READ_EVERY = 16
@@ -269,7 +270,7 @@ class Run:
         for batch, images in fetched(self.data.train, own):
             images = self.data.augmentation(images, augment, rows=self.share, of=self.batch_size)
             images = images.contiguous(memory_format=self.format)
-            labels = self.data.train.labels[batch].to(self.device)
+            labels = sent(self.data.train.labels[batch], self.device)
             for replay in range(self.replays):
                 random = SampleRandom.create(self.config.seed, batch).fork("train", epoch)
                 random = random.fork("replay", replay) if replay else random
