@@ -7,6 +7,7 @@ have no values: there is nothing to be read from them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
@@ -29,8 +30,18 @@ from robustann.attacks.losses import cross_entropy
 from robustann.attacks.mifgsm import MIFGSM
 from robustann.attacks.rays import RayS
 from robustann.attacks.sigma_zero import SigmaZero
+from robustann.defenses import (
+    MART,
+    TRADES,
+    AdversarialTraining,
+    AdversarialWeightPerturbation,
+    FastAdversarialTraining,
+    NoiseTraining,
+    NoisyFastAdversarialTraining,
+)
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
+from robustann.training.steps import StandardStep
 
 EPS = {"linf": 0.1, "l2": 0.7, "l1": 3.0, "l0": 6.0}
 ATTACKS: tuple[Attack, ...] = (
@@ -240,6 +251,29 @@ def test_crafting_for_training_asks_for_nothing(norm, digits_model, digits, monk
         lambda: craft(PGD(steps=4), digits_model, x, y, threat, random=random),
     )
     assert (steps, counts) == (4, Counter())
+
+
+TINY = ThreatModel("linf", 0.1)
+STEPS = (
+    StandardStep(), AdversarialTraining(PGD(steps=3), TINY), TRADES(TINY), MART(PGD(steps=3), TINY),
+    FastAdversarialTraining(TINY), NoisyFastAdversarialTraining(TINY), NoiseTraining(0.1),
+    AdversarialWeightPerturbation(AdversarialTraining(PGD(steps=3), TINY)),
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_a_training_step_asks_for_nothing(step, digits_model, digits):
+    model = copy.deepcopy(digits_model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    x, y = digits.train.images(slice(0, 24)), digits.train.labels[:24]
+    random = SampleRandom.create(0, torch.arange(24))
+    with Waits() as counter:
+        loss, _ = step(model, x, y, random=random)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert not counter.counts
 
 
 def same(first: AttackResult, second: AttackResult) -> bool:

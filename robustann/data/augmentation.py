@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustann.errors import UsageError
+from robustann.transfers import sent
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ class Augmentation:
         columns = torch.arange(width, device=here).expand(n, -1)
         if self.flip:
             drawn = torch.rand(whole, 1, generator=generator, device=there)[rows]
-            columns = torch.where(drawn.to(here) < 0.5, width - 1 - columns, columns)
+            columns = torch.where(sent(drawn, here) < 0.5, width - 1 - columns, columns)
         if self.pad:
             shift = torch.randint(
                 0, 2 * self.pad + 1, (2, whole, 1), generator=generator, device=there
-            )[:, rows].to(here)
+            )
+            shift = sent(shift[:, rows], here)
             lines, columns = lines + shift[0], columns + shift[1]
             images = F.pad(images, (self.pad,) * 4)
         # One gather does crop and flip: index (N,1,1,1), all channels, (N,1,H,1), (N,1,1,W).
