@@ -255,7 +255,7 @@ def test_probes_find_no_fault_in_sound_models(
     x, labels = some(digits)
     found = probe(sound[name], x, labels, LINF, random=streams(64))
     assert [one.check for one in found if one.verdict != "pass"] == []
-    assert len(found) == 9
+    assert len(found) == 10
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
@@ -277,7 +277,7 @@ def test_probes_on_missing_gradients(undefended: nn.Module, digits: ra.ImageData
         ZOO["detached"].make(undefended), x, labels, LINF, random=streams(64), gradients=False
     )
     assert failed(none) == {"black-box-wins"}
-    assert sum(one.verdict == "not run" for one in none) == 8
+    assert sum(one.verdict == "not run" for one in none) == 9
 
 
 class Counted(nn.Module):
@@ -641,6 +641,29 @@ def test_probabilities_in_half_precision_are_probabilities(
 
     x, labels = some(digits)
     assert "softmax-output" in failed(diagnose(Halved(), x, labels, LINF).findings)
+
+
+class Silenced(nn.Module):
+    """Gives no number for what it is not sure of."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
+        unsure = logits.softmax(1).amax(1, keepdim=True) < 0.34
+        return torch.where(unsure, torch.full_like(logits, torch.nan), logits)
+
+
+def test_answers_that_are_no_numbers_are_told(undefended: nn.Module, digits: ra.ImageData) -> None:
+    x, labels = some(digits)
+    found = {one.check: one for one in probe(Silenced(undefended), x, labels, LINF,
+                                             random=streams())}  # fmt: skip
+    assert found["answer-missing"].verdict == "fail"
+    assert found["silent-success"].verdict == "not run"
+    found = {one.check: one for one in probe(undefended, x, labels, LINF, random=streams())}
+    assert found["answer-missing"].value == 0
 
 
 # ----------------------------------------------------------------------------------- whole audits

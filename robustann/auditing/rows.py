@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -95,8 +95,8 @@ class Batch:
         start: place of the first row among all audited samples.
         index: positions in the test part.
         gap: clean margins, as the attacks see the model.
-        worst: the worst image of each sample. Between the two passes only the images of ``held``
-            rows are kept, after them none, or those that a certificate by smoothing asks about.
+        worst: the worst image of each sample. Between the passes only the images of ``held`` rows
+            are kept, after them none, or those that a certificate by smoothing asks about.
         attacks: the columns of each attack by its label.
         propagations: forwards and backwards spent on a sample by all attacks together.
         distance: the smallest at which a sample is known to be broken: 0 where it is wrong already,
@@ -141,6 +141,12 @@ class Batch:
         images = x.clone()
         images[self.held] = self.worst.x
         self.worst.x = images
+
+    def light(self) -> Batch:
+        """The same without the images of what stands: those are kept for attacks to come."""
+        fell = self.worst.success[self.held]
+        worst = replace(self.worst, x=self.worst.x[fell].clone())
+        return replace(self, worst=worst, held=self.held[fell])
 
     def state(self) -> dict[str, Any]:
         """Everything as tensors and plain values; :meth:`restored` takes it back."""

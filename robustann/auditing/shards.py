@@ -128,8 +128,11 @@ class Shards:
         self._through(3, len(remedies), work, progress)
 
     def all(self, through: int = 2) -> list[Batch]:
-        """Everything, in order, after this pass."""
-        return [batch for start in self.starts for batch in self.kept.batches(start, through)]
+        """Everything, in order, after this pass, but for images that only attacks need: memory
+        must not grow with what stands."""
+        return [
+            batch.light() for start in self.starts for batch in self.kept.batches(start, through)
+        ]
 
     def _through(
         self, through: int, steps: int, work: Callable[[int, Advance], None], progress: bool

@@ -152,6 +152,12 @@ CHECKS: Mapping[str, Check] = {
         "The optimisation is unsteady.",
         "Keep the best image on the way, and let the step size decay.",
     ),
+    "answer-missing": Check(
+        0.0,
+        "What is no number counts as no success, so the model seems robust where it does not work.",
+        "Make the model answer every image with finite logits: look for divisions, logarithms and "
+        "overflows, or count such answers as wrong.",
+    ),
     "surrogate-disagrees": Check(
         0.1,
         "What fools a surrogate says little about a target that sees images otherwise.",

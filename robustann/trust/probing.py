@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustann.attacks import FGSM, MM, PGD, Attack, AttackResult, Square, UniformNoise
 from robustann.attacks.engine import craft, model_device, predict_logits, run
 from robustann.attacks.losses import margin
+from robustann.errors import ModelError
 from robustann.findings import Finding
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
@@ -21,6 +22,7 @@ from robustann.trust.reviewing import (
     compare_losses,
     last_tenth,
     lost_on_the_way,
+    no_answer,
     noise,
     single_step,
     twice_the_steps,
@@ -36,6 +38,7 @@ _GRADIENT_CHECKS = (
     "steps-help",
     "incomplete-optimisation",
     "silent-success",
+    "answer-missing",
 )
 
 
@@ -201,7 +204,7 @@ def _gradient_checks(
         compare_losses(by_ce.success.tolist(), by_margin.success.tolist(), losses),
         twice_the_steps(long.success.tolist(), short.success.tolist(), main.steps),
         _incomplete(trial, base, by_margin, clean),
-        _silent(trial, base, by_margin),
+        *_at_the_end(trial, base, by_margin),
     ]
     return findings, broken
 
@@ -238,7 +241,7 @@ def _incomplete(trial: _Trial, base: PGD, full: AttackResult, clean: Tensor) -> 
     )
 
 
-def _silent(trial: _Trial, base: PGD, full: AttackResult) -> Finding:
+def _at_the_end(trial: _Trial, base: PGD, full: AttackResult) -> tuple[Finding, Finding]:
     # As the engine forks the streams: the same starts, hence the same path to its end.
     streams = trial.random.fork("probe").fork(base.label).fork("start", 0)
     last = craft(
@@ -249,10 +252,24 @@ def _silent(trial: _Trial, base: PGD, full: AttackResult) -> Finding:
         trial.threat,
         random=streams.to(trial.x.device),
     )
-    end = predict_logits(trial.model, last.cpu(), seed=streams.seed).argmax(1)
     # A forward and a backward a step, and the look at the end.
     trial.propagations += len(last) * (2 * base.steps + 1)
-    return lost_on_the_way(full.success.tolist(), (end != trial.labels.cpu()).tolist())
+    try:
+        logits = predict_logits(trial.model, last.cpu(), seed=streams.seed)
+    except ModelError:
+        finite = [_answers(trial.model, one[None].cpu(), streams.seed) for one in last]
+        why = "The model does not answer every image at the end of PGD."
+        return not_run("silent-success", why), no_answer(finite)
+    still = (logits.argmax(1) != trial.labels.cpu()).tolist()
+    return lost_on_the_way(full.success.tolist(), still), no_answer([True] * len(last))
+
+
+def _answers(model: nn.Module, x: Tensor, seed: int) -> bool:
+    try:
+        predict_logits(model, x, seed=seed)
+    except ModelError:
+        return False
+    return True
 
 
 def _black_box(trial: _Trial, broken: Tensor, queries: int) -> Finding:

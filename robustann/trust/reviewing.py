@@ -429,6 +429,22 @@ def last_tenth(
     return conclude(name, share > (CHECKS[name].threshold or 0.0), seen, value=share)
 
 
+def no_answer(finite: Sequence[bool]) -> Finding:
+    """Whether images at the end of an attack are answered in finite logits.
+
+    >>> no_answer([True, False]).value
+    0.5
+    """
+    name = "answer-missing"
+    lost = len(finite) - sum(finite)
+    return conclude(
+        name,
+        lost > 0,
+        f"{lost} of {len(finite)} images at the end of PGD get logits that are not finite.",
+        value=lost / max(len(finite), 1),
+    )
+
+
 def lost_on_the_way(best: Sequence[bool], last: Sequence[bool]) -> Finding:
     """Whether images that were adversarial on the way (``best``) are so no longer (``last``).
 
