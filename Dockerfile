@@ -22,6 +22,7 @@ COPY pyproject.toml README.md LICENSE /src/
 COPY attacks /src/attacks
 COPY defenses /src/defenses
 COPY reports /src/reports
+COPY docs/trust.md /src/docs/trust.md
 COPY robustann /src/robustann
 RUN pip install --no-cache-dir /src && rm -rf /src
 

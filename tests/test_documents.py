@@ -66,7 +66,10 @@ def checkout(folder: Path) -> None:
     for name in ("attacks", "defenses", "reports", "robustann", "tests"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
-    shutil.copy(ROOT / "pyproject.toml", folder)
+    # A link in the package leads to this page.
+    for name in ("pyproject.toml", "docs/trust.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
 
 
 GIVEN: dict[str, Callable[[Path, ra.ImageData], None]] = {

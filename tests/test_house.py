@@ -75,6 +75,8 @@ def test_the_image_is_built_from_what_there_is():
     for name in copied:
         assert f"!{name}" in left_in
         assert (ROOT / name).exists() or not (ROOT / "attacks").exists()
+    links = [path for path in (ROOT / "robustann").iterdir() if path.is_symlink()]
+    assert {path.resolve().relative_to(ROOT).as_posix() for path in links} <= {*copied}
     bounds = re.findall(r'"(torch\w*>=[\d.]+)"', "\n".join(lines))
     assert len(bounds) == 2
     assert {*bounds} <= {*project["dependencies"]}
