@@ -86,7 +86,11 @@ def explained() -> Mapping[str, Section]:
         item = _ITEM.search(body)
         if item is None:
             raise ValueError(f"expected the four parts of a section on '{check}' in {PAGE}")
-        words = {name: " ".join(part.split()) for name, part in item.groupdict().items()}
+        # An address is one without its brackets too, which Markdown alone needs.
+        words = {
+            name: " ".join(re.sub(r"<(https://[^>]+)>", r"\1", part).split())
+            for name, part in item.groupdict().items()
+        }
         found[check] = Section(check, **words)
     return found
 
