@@ -21,7 +21,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from robustann import threat as threats
-from robustann.attacks import APGD, FAB, FGSM, MM, PGD, Attack, Square, UniformNoise, engine
+from robustann.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    MM,
+    PGD,
+    Attack,
+    Square,
+    UniformNoise,
+    engine,
+    registered,
+)
 from robustann.attacks.base import State
 from robustann.attacks.ddn import DDN
 from robustann.attacks.engine import AttackResult, Oracle, craft, run
@@ -44,13 +55,18 @@ from robustann.threat import ThreatModel
 from robustann.training.steps import StandardStep
 
 EPS = {"linf": 0.1, "l2": 0.7, "l1": 3.0, "l0": 6.0}
-ATTACKS: tuple[Attack, ...] = (
+CHOSEN: tuple[Attack, ...] = (
     FGSM(), PGD(steps=10, restarts=2), MIFGSM(steps=6), MM(steps=9), MM(steps=9, rank=2),
     MM(steps=9, start="best"), APGD(steps=12), APGD(steps=12, loss="dlr", targets=2),
     Square(queries=24), Square(queries=24, start="best"), FMN(steps=9), FAB(steps=6, restarts=2),
     FAB(steps=6, targets=2), DDN(steps=9), SigmaZero(steps=9), RayS(queries=24),
     UniformNoise(draws=4),
 )  # fmt: skip
+# And whatever attack is added.
+ATTACKS = (
+    *CHOSEN,
+    *(kind() for name, kind in registered().items() if name not in {one.name for one in CHOSEN}),
+)
 CASES = [
     pytest.param(attack, norm, id=f"{norm}-{attack.label}")
     for norm in EPS
