@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+import robustann as ra
 from robustann import transfers
 from robustann.data import StreamSplit, TensorSplit
+from robustann.errors import DataError
 from robustann.training.batches import fetched
 from robustann.transfers import ahead, pins, sent
 
@@ -185,3 +187,65 @@ def test_images_go_to_a_gpu_through_pinned_memory(parts, monkeypatch):
         # As they are stored: a quarter of what they take as floats.
         assert asked[-1].dtype == torch.uint8
         assert torch.equal(asked[-1].float() / 255, images)
+
+
+def test_what_was_prepared_is_read_once_and_while_something_else_is_done():
+    read: list[int] = []
+    go = threading.Event()
+
+    def reader(index: int) -> torch.Tensor:
+        assert go.wait(10)
+        read.append(index)
+        return torch.full((1, 2, 2), index, dtype=torch.uint8)
+
+    split = StreamSplit(reader, torch.zeros(9, dtype=torch.int64), (1, 2, 2), threads=2)
+    split.prepare([4, 2])
+    split.prepare([4, 2])
+    go.set()
+    assert (split.images([4, 2])[:, 0, 0, 0] * 255).tolist() == [4.0, 2.0]
+    assert sorted(read) == [2, 4]
+    # It was handed out; and only the last two are kept.
+    assert (split.images([4, 2])[:, 0, 0, 0] * 255).tolist() == [4.0, 2.0]
+    for start in range(0, 9, 3):
+        split.prepare(slice(start, start + 3))
+    assert list(split._prepared) == [(3, 4, 5), (6, 7, 8)]
+    # What must be called from one thread alone is not called from another.
+    alone = StreamSplit(reader, split.labels, (1, 2, 2), threads=1)
+    alone.prepare([1])
+    assert not alone._prepared
+    assert split.subset([3, 4]).images([1]).max() * 255 == 4
+
+
+def test_an_image_that_cannot_be_read_is_told_when_it_is_asked_for():
+    def reader(index: int) -> torch.Tensor:
+        raise DataError(f"image {index}")
+
+    split = StreamSplit(reader, torch.zeros(2, dtype=torch.int64), (1, 2, 2))
+    split.prepare([1])
+    with pytest.raises(DataError, match="image 1"):
+        split.images([1])
+
+
+def test_an_audit_reads_a_batch_ahead_and_finds_the_same(model, digits, monkeypatch):
+    images = (digits.test.images(slice(0, 40)) * 255).round().to(torch.uint8)
+    labels = digits.test.labels[:40]
+    held = TensorSplit(images, labels)
+    streamed = StreamSplit(lambda index: images[index], labels, held.shape)
+    ready: list[list[int]] = []
+    original = StreamSplit.prepare
+
+    def noted(self: StreamSplit, indices: Any) -> None:
+        ready.append(list(indices))
+        original(self, indices)
+
+    monkeypatch.setattr(StreamSplit, "prepare", noted)
+    threat = ra.ThreatModel("linf", 0.1)
+    asked: dict[str, Any] = {"attacks": ["fgsm"], "batch_size": 16, "trust": False, "curve": False,
+                             "explain": False}  # fmt: skip
+    first, second = (
+        ra.audit(model, split, threat, class_names=digits.class_names, **asked)
+        for split in (held, streamed)
+    )
+    assert ready == [list(range(16, 32)), list(range(32, 40))]
+    assert first.attacks == second.attacks
+    assert first.provenance.data_sha256 == second.provenance.data_sha256

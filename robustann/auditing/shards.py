@@ -88,6 +88,10 @@ class Shards:
             batches: list[Batch] = []
             places = torch.arange(start, start + self.images(start))
             for part in places.split(self.batch):  # type: ignore[no-untyped-call]
+                # While this one is attacked the next one is read.
+                coming = self._after(int(part[-1]))
+                if len(coming):
+                    passes.split.prepare(self.positions[coming])
                 batches += in_halves(
                     lambda some: [passes.first(int(some[0]), self.positions[some], advance)], part
                 )
@@ -97,6 +101,16 @@ class Shards:
 
         steps = 1 + len(passes.stages) + len(passes.check) + len(passes.shown)
         self._through(1, steps, work, progress)
+
+    def _after(self, last: int) -> Tensor:
+        """The places of the batch that this worker turns to after the one that ends there: of the
+        same shard, or where nobody else takes shards, of the next one."""
+        begin = last + 1
+        shard = begin - begin % self.size
+        ended = begin == shard and self.kept.shared
+        if ended or begin >= len(self.positions) or self.kept.finished(shard, 1):
+            return torch.arange(0)
+        return torch.arange(begin, min(begin + self.batch, shard + self.images(shard)))
 
     @property
     def misled(self) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -54,6 +54,11 @@ class Split(ABC):
         """
         stored = self._stored(self._positions(indices))
         return _unit(sent(stored, self.device), self.scale)
+
+    @abstractmethod
+    def prepare(self, indices: Indices) -> None:
+        """Begin to read these images, where that takes time: :meth:`images` will soon be asked for
+        just them."""
 
     def digest(self, indices: Indices | None = None) -> str:
         """SHA-256, in hex, over shape, labels and float32 images (all, or those at ``indices``).
@@ -168,6 +173,9 @@ class TensorSplit(Split):
         self.device = images.device
         self.scale = scale
 
+    def prepare(self, indices: Indices) -> None:
+        """Nothing: they are there."""
+
     @property
     def resident(self) -> bool:
         """Whether they were moved to the device as a whole."""
@@ -237,6 +245,7 @@ class StreamSplit(Split):
         self.device = torch.device("cpu")
         self.scale = 255
         self._threads = threads
+        self._prepared: dict[tuple[int, ...], Future[Tensor]] = {}
 
     @property
     def resident(self) -> bool:
@@ -270,6 +279,23 @@ class StreamSplit(Split):
         sources = self._sources[positions].tolist()
         if not sources:
             return torch.empty((0, *self.shape))
+        coming = self._prepared.pop(tuple(sources), None)
+        return self._read_all(sources) if coming is None else coming.result()
+
+    def prepare(self, indices: Indices) -> None:
+        """Begin to decode these images; those of the last two calls are kept until asked for.
+
+        Does nothing where ``read`` must not be called from several threads.
+        """
+        if self._threads == 1:
+            return
+        sources = self._sources[self._positions(indices)].tolist()
+        if sources and tuple(sources) not in self._prepared:
+            for old in list(self._prepared)[:-1]:
+                self._prepared.pop(old).cancel()
+            self._prepared[tuple(sources)] = _ahead().submit(self._read_all, sources)
+
+    def _read_all(self, sources: list[int]) -> Tensor:
         if self._threads == 1:
             images = [self._checked(i) for i in sources]
         else:
@@ -289,6 +315,12 @@ class StreamSplit(Split):
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="robustann-images")
+
+
+@cache
+def _ahead() -> ThreadPoolExecutor:
+    # Not among those that decode: it waits for them.
+    return ThreadPoolExecutor(1, thread_name_prefix="robustann-prepared")
 
 
 def default_threads() -> int:
