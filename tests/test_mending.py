@@ -208,10 +208,16 @@ def test_explanations_show_what_remedies_found(model, digits, monkeypatch):
     def explainer(model, cases, class_names, seed):
         kept.append(cases)
 
+    told = []
     config = AuditConfig(threat=THREAT, **ASKED, curve=False)
     result = Audit(config).run(
-        model, digits.test, class_names=digits.class_names, explainer=explainer
+        model,
+        digits.test,
+        class_names=digits.class_names,
+        explainer=explainer,
+        notify=told.append,
     )
+    assert told[-1] == ("the attacks were found wanting (noise-wins, steps-help): remedies follow")
     assert result.robust_accuracy < result.clean_accuracy
     (cases,) = kept
     assert int(cases.success.sum()) > 0

@@ -22,6 +22,8 @@ _TRUST_PROPAGATIONS = 800
 class Estimate:
     """What an audit will cost at most: every sample correct, and none falling.
 
+    Remedies for attacks that the trust checks then find wanting come on top.
+
     >>> from torch import nn
     >>> from robustann.auditing import Audit
     >>> from robustann.data import load_data

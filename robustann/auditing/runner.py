@@ -221,7 +221,11 @@ class Audit:
                 )  # fmt: skip
 
             def doubt() -> Doubts:
-                return self._doubted(made, split, sample, shards, lambda: ran(()))
+                doubts = self._doubted(made, split, sample, shards, lambda: ran(()))
+                if doubts.mends:
+                    failed = ", ".join(mend.check for mend in doubts.mends)
+                    notify(f"the attacks were found wanting ({failed}): remedies follow")
+                return doubts
 
             def finish(doubts: Doubts) -> AuditResult:
                 result = self._joined(
