@@ -25,7 +25,6 @@ from robustann.attacks.relaxed import leaky_backward
 from robustann.errors import DataError, ModelError, UsageError, unknown_name
 from robustann.rng import SampleRandom, stable_hash
 from robustann.threat import ThreatModel, asking_waits, check_images
-from robustann.transfers import sent
 
 ALIGNMENT = 8
 # Steps from one time to the next at which fallen samples leave, where asking waits for the device.
@@ -686,8 +685,7 @@ def run(
             "out best"
         )
     device = model_device(model)
-    x = sent(x.detach().to(torch.float32), device).clone()
-    labels = sent(labels, device).clone()
+    x, labels = x.detach().to(device, torch.float32).clone(), labels.to(device).clone()
     spacing = spacing or (_SPACING if asking_waits(device) else 1)
     streams = random.to(device).fork(attack.label)
     with frozen(model, random.seed):
