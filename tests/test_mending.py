@@ -23,7 +23,7 @@ from robustann.trust.checks import conclude
 THREAT = ra.ThreatModel("linf", eps=0.1)
 ASKED = {"preset": "quick", "max_samples": 48, "batch_size": 16}
 BRIEF = {**ASKED, "explain": False, "curve": False}
-WITH_CURVE = {**ASKED, "explain": False}
+WITH_CURVE = {**ASKED, "explain": False, "max_samples": 24, "batch_size": 8}
 MENDED = ("single-step-wins", "noise-wins", "rising-curve", "loss-choice", "restarts-help",
           "steps-help", "incomplete-optimisation", "black-box-wins")  # fmt: skip
 
