@@ -13,7 +13,7 @@ from robustann.attacks.base import Access, Attack, State, at_least
 from robustann.attacks.losses import Loss, margin
 from robustann.attacks.ranking import check_targets, lead, runner_up
 from robustann.errors import UsageError
-from robustann.threat import ThreatModel
+from robustann.threat import ThreatModel, wide
 
 if TYPE_CHECKING:
     from robustann.attacks.engine import Oracle
@@ -102,7 +102,7 @@ class FAB(Attack):
         x, origin, threat = state["x"], oracle.x, oracle.threat
         gap, normal = self._boundary(oracle, state)
         near = nearest_on_plane(x, normal, gap, threat)
-        offset = (_wide(normal) * (_wide(origin) - _wide(x))).flatten(1).sum(1)
+        offset = (wide(normal) * (wide(origin) - wide(x))).flatten(1).sum(1)
         home = nearest_on_plane(origin, normal, gap + offset, threat)
         way, way_home = threat.distance(near, x), threat.distance(home, origin)
         alpha = (way / (way + way_home).clamp(min=1e-30)).clamp(max=self.alpha_max)
@@ -154,7 +154,7 @@ def _tangents(oracle: Oracle, x: Tensor, losses: Sequence[Loss]) -> list[tuple[T
     normals = oracle.gradients(x, losses)
     gaps = [loss(oracle.logits, oracle.labels, oracle.threat.targeted) for loss in losses]
     return [
-        (_wide(gap).nan_to_num(nan=0.0), normal) for gap, normal in zip(gaps, normals, strict=True)
+        (wide(gap).nan_to_num(nan=0.0), normal) for gap, normal in zip(gaps, normals, strict=True)
     ]
 
 
@@ -175,8 +175,8 @@ def _rooms(
     """For each entry the sign of the change that brings ``gap`` to zero, what a unit of change
     brings, and how far the box lets it go; all (N, entries)."""
     low, high = threat.bounds
-    begin, weight = _wide(x).flatten(1), _wide(normal).flatten(1)
-    way = -_wide(gap).sign()[:, None] * weight.sign()
+    begin, weight = wide(x).flatten(1), wide(normal).flatten(1)
+    way = -wide(gap).sign()[:, None] * weight.sign()
     return way, weight.abs(), torch.where(way > 0, high - begin, begin - low).clamp(min=0.0)
 
 
@@ -196,7 +196,7 @@ def nearest_on_plane(x: Tensor, normal: Tensor, gap: Tensor, threat: ThreatModel
     tensor([1.0000, 0.7000])
     """
     way, slope, room = _rooms(x, normal, gap, threat)
-    need = _wide(gap).abs()[:, None]
+    need = wide(gap).abs()[:, None]
     fall = slope * room
     tiny = torch.finfo(fall.dtype).tiny
     if threat.norm == "l1":
@@ -218,12 +218,7 @@ def nearest_on_plane(x: Tensor, normal: Tensor, gap: Tensor, threat: ThreatModel
         end = bends.gather(1, piece)
         time = (need - arrived.gather(1, piece)) / moving.gather(1, piece).clamp(min=tiny)
         move = torch.minimum(torch.minimum(time, end).clamp(min=0.0) * speed, room)
-    return (_wide(x) + (way * move).view_as(x)).to(x.dtype).clamp(*threat.bounds)
-
-
-def _wide(value: Tensor) -> Tensor:
-    """In float64, except where the device has none (mps)."""
-    return value.float() if value.device.type == "mps" else value.double()
+    return (wide(x) + (way * move).view_as(x)).to(x.dtype).clamp(*threat.bounds)
 
 
 def _start(oracle: Oracle) -> Tensor:

@@ -211,7 +211,7 @@ class ThreatModel:
         >>> ThreatModel("l1", 5.0).distance(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
         tensor([4.], dtype=torch.float64)
         """
-        delta = (_wide(x_adv) - _wide(x)).flatten(1)
+        delta = (wide(x_adv) - wide(x)).flatten(1)
         if self.norm == "linf":
             return delta.abs().amax(1)
         if self.norm == "l2":
@@ -219,7 +219,7 @@ class ThreatModel:
             return length
         if self.norm == "l1":
             return delta.abs().sum(1)
-        return _wide((delta != 0).sum(1))
+        return wide((delta != 0).sum(1))
 
     def holds(self, x_adv: Tensor, distance: Tensor) -> bool:
         """Whether all images, at these distances (N,) to their originals, are allowed as they are.
@@ -350,10 +350,10 @@ class Region:
         """
         factor = share.clamp(max=1.0).view((-1,) + (1,) * (x_adv.dim() - 1)) * (1 - 2**-22)
         if certain:
-            origin = _wide(self.x)
-            exact = (_wide(x_adv) - origin) * factor
+            origin = wide(self.x)
+            exact = (wide(x_adv) - origin) * factor
             shrunk = (origin + exact).to(x_adv.dtype)
-            beyond = (_wide(shrunk) - origin).abs() > exact.abs()
+            beyond = (wide(shrunk) - origin).abs() > exact.abs()
             return torch.where(beyond, shrunk.nextafter(self.x), shrunk)
         delta = x_adv - self.x
         shrunk = self.x + delta * factor.float()
@@ -437,8 +437,12 @@ def check_images(x: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         )
 
 
-def _wide(value: Tensor) -> Tensor:
-    """In float64, except where the device has none (mps)."""
+def wide(value: Tensor) -> Tensor:
+    """In float64, except where the device has none (mps).
+
+    >>> wide(torch.zeros(2)).dtype
+    torch.float64
+    """
     return value.float() if value.device.type == "mps" else value.double()
 
 
@@ -451,8 +455,8 @@ def _interval(x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
     """The lowest and the highest float32 images within ``eps`` of ``x`` in linf."""
     lower, upper = x - eps, x + eps
     # The sum is rounded: one float inwards where it came out too far.
-    lower = torch.where(_wide(x) - _wide(lower) > eps, lower.nextafter(x), lower)
-    upper = torch.where(_wide(upper) - _wide(x) > eps, upper.nextafter(x), upper)
+    lower = torch.where(wide(x) - wide(lower) > eps, lower.nextafter(x), lower)
+    upper = torch.where(wide(upper) - wide(x) > eps, upper.nextafter(x), upper)
     return lower, upper
 
 
@@ -492,7 +496,7 @@ def _project_l1(delta: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor
     why the box belongs inside). |z| summed falls with t, piecewise linearly: bisection in
     float64, then the small remainder is scaled away.
     """
-    magnitude, reach = _wide(delta.abs()), _wide(torch.where(delta > 0, high, -low))
+    magnitude, reach = wide(delta.abs()), wide(torch.where(delta > 0, high, -low))
 
     def length(threshold: Tensor) -> Tensor:
         return torch.minimum((magnitude - threshold).clamp_(min=0.0), reach)

@@ -15,7 +15,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = ("blue", "green", "red")
 # Of the test images of each class, so many lie in the folder of another one.
 MISLABELLED, EACH = 2, 8
-ACCURACY = 1 - MISLABELLED / EACH
 
 
 def colours(seed: int, count: int) -> tuple[Tensor, Tensor]:
