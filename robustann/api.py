@@ -1,4 +1,4 @@
-"""The verbs of the package, put together from the floors below: attack and audit.
+"""The verbs of the package, put together from the floors below: attack, audit and harden.
 
 (``load_data``, ``load_model`` and ``train`` need nothing put together; they come straight from
 their floors.)

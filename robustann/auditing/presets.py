@@ -42,8 +42,8 @@ class Preset:
     """Attacks in the order in which they run, the steps of the curve over eps, and how many
     samples are explained.
 
-    In a ``cascade`` each attack goes only to the samples that still stand, and may start from the
-    best image that those before it found. Otherwise every attack goes to every sample.
+    They are a cascade: each goes only to the samples that still stand, and may start from the best
+    image that those before it found.
 
     ``check`` is a search that owes nothing to gradients, on a share of what stands after the
     stages. If it breaks anything, the gradients mislead: all that stands then goes through
@@ -56,7 +56,6 @@ class Preset:
     escalation: tuple[Stage, ...] = ()
     curve_steps: int
     explained: int
-    cascade: bool = True
     # Forwards averaged for each answer, for randomised models.
     draws: int = 1
     # Of the search from scratch that stands in for gradients that are missing or mislead; 5,000
@@ -333,7 +332,7 @@ class AuditConfig:
     @property
     def cascade(self) -> bool:
         """Whether each attack goes only to what still stands; attacks named one by one do not."""
-        return self.attacks is None and get_preset(self.preset).cascade
+        return self.attacks is None
 
 
 def labelled(stages: Sequence[Stage]) -> list[tuple[str, Stage]]:
