@@ -340,6 +340,11 @@ def test_a_model_that_guesses_is_told():
     assert "no better than guessing among 3 classes on 90 images" in texts[0]
 
 
+def test_few_images_that_are_all_right_are_no_guess():
+    net = classifier(Brightness(), (0.5,), (0.5,))
+    assert advise(net, shades(), torch.arange(1)) == ()
+
+
 class Checked(Brightness):
     def forward(self, x):
         if x.min() < 0 or x.max() > 1:

@@ -4,6 +4,7 @@ whoever stops, cuts or shares the audit."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from zoo import InOnePiece, Wrapped
 
 import robustann as ra
 from robustann.attacks import MM
-from robustann.auditing import Audit, AuditConfig, runner
+from robustann.auditing import Audit, AuditConfig, presets, runner
 from robustann.auditing.mending import labelled_mends, mends
 from robustann.auditing.passes import Passes
 from robustann.auditing.presets import get_preset
@@ -132,6 +133,30 @@ def test_a_budget_that_is_spent_leaves_the_doubt(model, digits, monkeypatch):
     found = finding(result, "steps-help")
     assert found.remedy is None
     assert "There was no budget for attacks of two and four times the steps" in found.explanation
+
+
+@pytest.mark.parametrize(("budget", "answered"), [(300, False), (2000, True)])
+def test_a_remedy_that_a_budget_cuts_short_is_none(budget, answered, model, digits, monkeypatch):
+    doubting(monkeypatch, "steps-help")
+    monkeypatch.setattr(AuditConfig, "check", property(lambda self: ()))
+    result = ra.audit(model, digits, THREAT, **BRIEF, budget=budget)
+    found = finding(result, "steps-help")
+    standing = sum(one.attempted for one in remedies(result)[-1:])
+    # It did begin on all of them.
+    assert standing == remedies(result)[0].attempted - remedies(result)[0].added > 0
+    assert (found.remedy is not None) == answered
+    assert ("cut that short" in found.explanation) != answered
+
+
+def test_a_remedy_for_what_is_near_to_falling_leaves_the_others_out(model, digits, monkeypatch):
+    doubting(monkeypatch, "black-box-wins")
+    near = (runner.Stage(MM(steps=2), near=1e-6),)
+    quick = replace(get_preset("quick"), escalation=near, queries=50)
+    monkeypatch.setitem(presets.PRESETS, "quick", quick)
+    monkeypatch.setattr(AuditConfig, "check", property(lambda self: ()))
+    found = finding(ra.audit(model, digits, THREAT, **BRIEF), "black-box-wins")
+    assert "no budget" not in found.explanation
+    assert "All that stood" in (found.remedy or "")
 
 
 def test_what_still_adds_is_no_answer(model, digits, monkeypatch):

@@ -203,8 +203,14 @@ def _told(mend: Mend, result: AuditResult) -> tuple[str, bool]:
         f"All that stood ({stood[0]} images) went through {mend.what} ({', '.join(labels)}): "
         f"{added} fell, and count."
     )
-    if any(one.attempted < _ALL * left for one, left in zip(ran, stood, strict=True)):
+    if any(
+        # What goes to those near to falling alone leaves the others out on purpose.
+        stage.near is None and one.attempted < _ALL * left
+        for stage, one, left in zip(mend.stages, ran, stood, strict=True)
+    ):
         return f"There was no budget for {mend.what}.", False
+    if _cut(result, places[labels[-1]]):
+        return f"{told} The budget cut that short.", False
     last = ran[-1].added
     attacked = max((one.attempted for one in result.attacks), default=0)
     if mend.until_settled and last > 1 and last > _SETTLED * attacked:
@@ -216,9 +222,27 @@ def _told(mend: Mend, result: AuditResult) -> tuple[str, bool]:
 
 def _standing(result: AuditResult, place: int) -> int:
     """How many samples stood before the attack at this place."""
+    return len(_left(result, result.attacks[:place]))
+
+
+def _left(result: AuditResult, attacks: Sequence[AttackOutcome]) -> list[int]:
+    """The samples that none of these attacks broke."""
     samples = result.clean_samples
-    right = [a == b for a, b in zip(samples.prediction, samples.label, strict=True)]
-    before: Sequence[AttackOutcome] = result.attacks[:place]
-    return sum(
-        was and not any(one.samples.success[row] for one in before) for row, was in enumerate(right)
-    )
+    return [
+        row
+        for row, (guess, label) in enumerate(zip(samples.prediction, samples.label, strict=True))
+        if guess == label and not any(one.samples.success[row] for one in attacks)
+    ]
+
+
+def _cut(result: AuditResult, place: int) -> bool:
+    """Whether too many of the samples that stood after the attack at this place had by then spent
+    their budget: it may have begun on all of them, and ended on few."""
+    budget = result.provenance.config.get("budget")
+    if not isinstance(budget, int):
+        return False
+    ran = result.attacks[: place + 1]
+    left = _left(result, ran)
+    spent = (sum(one.samples.forwards[row] + one.samples.backwards[row] for one in ran)
+             for row in left)  # fmt: skip
+    return sum(price >= budget for price in spent) > (1 - _ALL) * len(left)

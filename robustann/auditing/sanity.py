@@ -109,7 +109,8 @@ def advise(
     if clean_accuracy is not None:
         count, share = len(positions), clean_accuracy
     chance = 1 / classes
-    guessing = wilson_interval(round(share * count), count)[0] <= chance
+    # Of few images all that are right may be luck; that is no reason to doubt them.
+    guessing = share < 1 and wilson_interval(round(share * count), count)[0] <= chance
     if guessing:
         found.append(
             f"clean accuracy {percent(share)} is no better than guessing among {classes} classes "
