@@ -181,11 +181,18 @@ def _check_logits(logits: Any, rows: int) -> Tensor:
 
 
 def predict_logits(
-    model: nn.Module, x: Tensor, *, batch_size: int = 256, seed: int = 0, draws: int = 1
+    model: nn.Module,
+    x: Tensor,
+    *,
+    batch_size: int = 256,
+    seed: int = 0,
+    draws: int = 1,
+    finite: bool = True,
 ) -> Tensor:
     """Float32 logits (N, K) of the images, on the CPU; the model stays as it was.
 
-    Those of a randomised model may be averaged over so many ``draws``.
+    Those of a randomised model may be averaged over so many ``draws``. Answers that are not
+    ``finite`` are refused, unless the caller sees to them.
 
     Raises:
         DataError: ``x`` is no batch of float images.
@@ -207,9 +214,9 @@ def predict_logits(
             parts.append(part.cpu())
     logits = torch.cat(parts)
     bad = int((~logits.isfinite()).any(1).sum())
-    if bad:
+    if bad and finite:
         raise ModelError(
-            f"expected finite logits, got NaN or infinity for {bad} of {len(x)} clean images; "
+            f"expected finite logits, got NaN or infinity for {bad} of {len(x)} images; "
             "check the weights and the normalisation"
         )
     return logits

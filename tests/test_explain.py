@@ -596,3 +596,27 @@ def test_methods_on_demand_stand_beside_the_usual_ones() -> None:
     torch.testing.assert_close(smooth, weight, atol=1e-5, rtol=1e-4)
     with pytest.raises(UsageError, match="occlusion"):
         explain(model, cases, NAMES, 0, more=["oclusion"])
+
+
+class Silenced(nn.Module):
+    """Gives no number for images other than those it knows."""
+
+    def __init__(self, inner: nn.Module, known: Tensor) -> None:
+        super().__init__()
+        self.inner, self.known = inner, known.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
+        off = (x.flatten(1)[:, None] - self.known).abs().amax(2).amin(1) > 1e-6
+        return torch.where(off[:, None], torch.full_like(logits, torch.nan), logits)
+
+
+def test_answers_that_are_no_numbers_end_no_explanation() -> None:
+    cases = make_cases()
+    known = torch.cat([cases.clean, cases.attacked])
+    found = explain(Silenced(SmallNet().eval(), known), cases, class_names=NAMES, seed=0)
+    ends = [sample.path for sample in found.gallery if sample.path]
+    assert ends
+    for path in ends:
+        assert path[SHARES.index(1.0)].confidence > 0
+        assert any(point.confidence == 0 for point in path)

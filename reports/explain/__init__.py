@@ -137,9 +137,9 @@ class _Work:
         self.noisy = noise_like(
             self.clean, self.attacked, cases.index[used].cpu(), cases.bounds, seed
         )
-        self.said_of_noise = predict_logits(model, self.noisy, batch_size=chunk, seed=seed).argmax(
-            1
-        )
+        answers = predict_logits(model, self.noisy, batch_size=chunk, seed=seed, finite=False)
+        # No number says nothing against the label.
+        self.said_of_noise = torch.where(answers.isfinite().all(1), answers.argmax(1), self.labels)
         self.others = _others(self.labels, (cases.label == cases.clean_prediction)[used].cpu())
 
     def maps(self, method: Method, images: Tensor, classes: Tensor) -> Tensor:

@@ -97,8 +97,9 @@ def _path(model: nn.Module, cases: Cases, i: int, seed: int) -> tuple[PathPoint,
     frames = torch.stack([(clean + share * (nearest - clean)).clamp(low, high) for share in SHARES])
     # Exactly the image that was found, not what rounding makes of it.
     frames[SHARES.index(1.0)] = nearest
-    logits = predict_logits(model, frames, seed=seed)
-    confidence, prediction = logits.softmax(1).max(1)
+    # In between the model may give answers that are no numbers: of no confidence.
+    logits = predict_logits(model, frames, seed=seed, finite=False)
+    confidence, prediction = logits.softmax(1).nan_to_num(0.0).max(1)
     distance = threat.distance(frames, clean.expand_as(frames))
     return tuple(
         PathPoint(

@@ -27,7 +27,6 @@ from robustann.auditing.remedies import Plan
 from robustann.auditing.rows import Batch, Worst, empty_columns
 from robustann.auditing.shown import Shown
 from robustann.data import Split
-from robustann.errors import ModelError
 from robustann.progress import Advance
 from robustann.results import Tuned
 from robustann.rng import SampleRandom
@@ -231,21 +230,20 @@ class Passes:
         if not len(rows):
             return
         images, labels = batch.worst.x[rows], batch.labels[rows]
-        try:
-            logits = predict_logits(
-                self.plan.model,
-                images,
-                batch_size=len(images),
-                seed=self.config.seed,
-                draws=self.plan.draws,
-            )
-        except ModelError:
-            # An attack may have driven the model to an answer that is no number.
-            batch.confidence[rows] = batch.label_margin[rows] = torch.nan
-            return
+        logits = predict_logits(
+            self.plan.model,
+            images,
+            batch_size=len(images),
+            seed=self.config.seed,
+            draws=self.plan.draws,
+            finite=False,
+        )
+        # An attack may have driven the model to an answer that is no number.
+        lost = ~logits.isfinite().all(1)
         said = batch.worst.prediction[rows, None]
-        batch.confidence[rows] = logits.softmax(1).gather(1, said).squeeze(1)
-        batch.label_margin[rows] = -margin(logits, labels)
+        confidence = logits.softmax(1).gather(1, said).squeeze(1)
+        batch.confidence[rows] = confidence.masked_fill(lost, torch.nan)
+        batch.label_margin[rows] = (-margin(logits, labels)).masked_fill(lost, torch.nan)
 
     def _distances(self, batch: Batch, x: Tensor, stage: DistanceStage) -> dict[int, Tensor]:
         """The nearest adversarial image of each sample, found or bettered.

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from robustann.attacks import FGSM, MM, PGD, Attack, AttackResult, Square, UniformNoise
 from robustann.attacks.engine import craft, model_device, predict_logits, run
 from robustann.attacks.losses import margin
-from robustann.errors import ModelError
 from robustann.findings import Finding
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
@@ -254,22 +253,13 @@ def _at_the_end(trial: _Trial, base: PGD, full: AttackResult) -> tuple[Finding, 
     )
     # A forward and a backward a step, and the look at the end.
     trial.propagations += len(last) * (2 * base.steps + 1)
-    try:
-        logits = predict_logits(trial.model, last.cpu(), seed=streams.seed)
-    except ModelError:
-        finite = [_answers(trial.model, one[None].cpu(), streams.seed) for one in last]
+    logits = predict_logits(trial.model, last.cpu(), seed=streams.seed, finite=False)
+    answered = no_answer(logits.isfinite().all(1).tolist())
+    if answered.verdict == "fail":
         why = "The model does not answer every image at the end of PGD."
-        return not_run("silent-success", why), no_answer(finite)
+        return not_run("silent-success", why), answered
     still = (logits.argmax(1) != trial.labels.cpu()).tolist()
-    return lost_on_the_way(full.success.tolist(), still), no_answer([True] * len(last))
-
-
-def _answers(model: nn.Module, x: Tensor, seed: int) -> bool:
-    try:
-        predict_logits(model, x, seed=seed)
-    except ModelError:
-        return False
-    return True
+    return lost_on_the_way(full.success.tolist(), still), answered
 
 
 def _black_box(trial: _Trial, broken: Tensor, queries: int) -> Finding:
