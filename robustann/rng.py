@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from robustann.transfers import sent
+from robustann.copies import sent
 
 
 def _signed(value: int) -> int:

@@ -73,8 +73,8 @@ def _presets() -> Iterator[tuple[str, str]]:
     for name, preset in PRESETS.items():
         yield name, preset.description
         for stage in preset.stages:
-            near = "" if stage.near is None else f"where {stage.near:.0%} of the margin is left"
-            yield f"  {stage.attack.label}", near
+            left = "" if stage.near is None else f"with at most {stage.near:.0%} of the margin left"
+            yield f"  {stage.attack.label}", left
 
 
 def _checks() -> Iterator[tuple[str, str]]:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustann.copies import sent
 from robustann.errors import UsageError
-from robustann.transfers import sent
 
 
 @dataclass(frozen=True)

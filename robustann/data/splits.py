@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from robustann.copies import sent
 from robustann.errors import DataError, UsageError
-from robustann.transfers import sent
 
 Indices = Tensor | Sequence[int] | slice
 

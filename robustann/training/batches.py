@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from robustann.copies import ahead
 from robustann.data import Split
 from robustann.errors import RobustannError
-from robustann.transfers import ahead
 
 
 def channel_statistics(split: Split, batch_size: int) -> tuple[list[float], list[float]]:

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
 from robustann import parallel
+from robustann.copies import sent
 from robustann.data import ImageData, Split
 from robustann.errors import ModelError, RobustannError, UsageError
 from robustann.launch import World, world
@@ -36,7 +37,6 @@ from robustann.training.sharding import optimizer_state, take_up, whole
 from robustann.training.steps import TrainingStep
 from robustann.training.watch import collapsed, set_aside
 from robustann.training.weights import moving_average, parameter_groups
-from robustann.transfers import sent
 
 _DEFAULT_EPOCHS = {"mnist": 3}
 _READ_EVERY = 16

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import robustann as ra
-from robustann import transfers
+from robustann import copies
+from robustann.copies import ahead, pins, sent
 from robustann.data import StreamSplit, TensorSplit
 from robustann.errors import DataError
 from robustann.training.batches import fetched
-from robustann.transfers import ahead, pins, sent
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -156,7 +156,7 @@ def test_what_does_not_lie_on_the_device_is_fetched_ahead(parts, monkeypatch):
     assert (held.resident, streamed.resident, away.resident) == (True, False, False)
     batches = torch.randperm(20).split(6)
     used = []
-    original = transfers.ahead
+    original = copies.ahead
 
     def noted(work, items, device):
         used.append(len(items))
