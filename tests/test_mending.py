@@ -148,6 +148,18 @@ def test_a_remedy_that_a_budget_cuts_short_is_none(budget, answered, model, digi
     assert ("cut that short" in found.explanation) != answered
 
 
+def test_a_curve_takes_nothing_from_the_budget_of_remedies(model, digits, monkeypatch):
+    doubting(monkeypatch, "steps-help")
+    found = [
+        ra.audit(model, digits, THREAT, **WITH_CURVE | {"curve": curve}, budget=450)
+        for curve in (True, False)
+    ]
+    spent = [[(one.label, one.forwards, one.backwards) for one in remedies(result)]
+             for result in found]  # fmt: skip
+    assert spent[0] == spent[1]
+    assert sum(forwards for _, forwards, _ in spent[0]) > 0
+
+
 def test_a_remedy_for_what_is_near_to_falling_leaves_the_others_out(model, digits, monkeypatch):
     doubting(monkeypatch, "black-box-wins")
     near = (runner.Stage(MM(steps=2), near=1e-6),)

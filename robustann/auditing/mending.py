@@ -243,6 +243,8 @@ def _cut(result: AuditResult, place: int) -> bool:
         return False
     ran = result.attacks[: place + 1]
     left = _left(result, ran)
-    spent = (sum(one.samples.forwards[row] + one.samples.backwards[row] for one in ran)
+    # The curve comes on top of a budget.
+    counted = [one for one in ran if not one.label.endswith("(curve)")]
+    spent = (sum(one.samples.forwards[row] + one.samples.backwards[row] for one in counted)
              for row in left)  # fmt: skip
     return sum(price >= budget for price in spent) > (1 - _ALL) * len(left)

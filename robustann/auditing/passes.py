@@ -169,14 +169,15 @@ class Passes:
             # By sample, so that neither batch nor order decides who is drawn.
             drawn = self._random(batch).fork("share", label).uniform(1).squeeze(1)
             pending = pending & (drawn < stage.share)
+        left = None
         if self.budget is not None:
-            pending = pending & (batch.propagations < self.budget)
+            left = self.budget - self._spent(batch)
+            pending = pending & (left > 0)
         rows = pending.nonzero().squeeze(1)
         columns["attempted"][rows] = True
         if len(rows):
             # Margins are compared with those of the same view alone.
             native = stage.through == self.plan.only_seen
-            left = None if self.budget is None else self.budget - batch.propagations[rows]
             result = self._run(
                 stage.attack,
                 x,
@@ -186,11 +187,18 @@ class Passes:
                 model=self.plan.seen_by(stage),
                 threat=stage.allowed(self.config.threat) if isinstance(stage, Within) else None,
                 best=(worst.x[rows], worst.margin[rows]) if cascade and native else None,
-                limit=left,
+                limit=None if left is None else left[rows],
             )
             self._record(batch, label, rows, columns, result, native=native)
         batch.attacks[label] = columns
         batch.seconds[label] = time.perf_counter() - begin
+
+    def _spent(self, batch: Batch) -> Tensor:
+        """What counts against the budget: the curve comes on top."""
+        curve = None if self.distances is None else batch.attacks.get(self.distances.label)
+        if curve is None:
+            return batch.propagations
+        return batch.propagations - curve["forwards"] - curve["backwards"]
 
     def _show(self, batch: Batch, x: Tensor, shown: Shown) -> None:
         """Judge what was found elsewhere, on the samples that still stand.
