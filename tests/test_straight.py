@@ -113,6 +113,8 @@ def test_an_image_does_not_hang_on_its_batch() -> None:
     straight = Straightened(Before(mixed))
     expected = WEIGHT[:, 0].view(1, 1, 4, 4).expand(4, 1, 4, 4)
     torch.testing.assert_close(slope(straight, x)[1:], expected)
+    # Alone it has no gradient either, and ends no attack.
+    assert not slope(Straightened(Before(lambda x: mixed(torch.cat([x, x]))[:1])), x[:1]).any()
 
 
 @pytest.mark.parametrize(
