@@ -81,7 +81,7 @@ def _alternating(
 
 PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
-        description="a first look: short ascents and a short search; at most 150 propagations",
+        description="a first look: short ascents and a short search; about 150 propagations",
         stages=(
             Stage(UniformNoise(draws=3)),
             Stage(SigmaZero(steps=50)),
