@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from robustann.cli.options import share
 
 if TYPE_CHECKING:
-    from robustann.results import AuditResult, Corruptions, Weights
+    from robustann.results import AttackOutcome, AuditResult, Corruptions, Weights
 
 
 def _certified(result: AuditResult) -> list[str]:
@@ -25,7 +27,7 @@ def _certified(result: AuditResult) -> list[str]:
 
 
 def verdict(result: AuditResult) -> str:
-    """Headline, threat model, a line for each attack, and whether to believe it."""
+    """Headline, threat model, the attacks, and whether to believe it."""
     from robustann.findings import unresolved
 
     worst = result.worst_case.scores
@@ -37,16 +39,12 @@ def verdict(result: AuditResult) -> str:
         result.threat.words,
         "",
     ]
-    names = [
-        f"{attack.label} (control)" if attack.control else attack.label for attack in result.attacks
-    ]
-    width = max(map(len, ["attack", *names]))
+    rows = [row for attacks in _in_turn(result.attacks) for row in _rows(attacks)]
+    width = max(len(name) for name in ["attack", *(name for name, *_ in rows)])
     lines.append(f"{'attack':{width}} {'accuracy':>9} {'success rate':>20} {'passes/image':>13}")
-    for name, attack in zip(names, result.attacks, strict=True):
-        rate = "-" if attack.success_rate is None else share(attack.success_rate)
-        of = f"{rate} of {attack.attempted}"
-        cost = (attack.forwards + attack.backwards) / max(attack.attempted, 1)
-        lines.append(f"{name:{width}} {share(attack.scores.accuracy):>9} {of:>20} {cost:>13.1f}")
+    lines += [
+        f"{name:{width}} {accuracy:>9} {rate:>20} {cost:>13}" for name, accuracy, rate, cost in rows
+    ]
     if result.corruptions is not None:
         lines += ["", *_corruptions(result.corruptions)]
     if result.weights is not None:
@@ -67,6 +65,37 @@ def verdict(result: AuditResult) -> str:
         made = sum(finding.verdict != "not run" for finding in result.findings)
         lines += ["", f"{made} checks of the evaluation itself found nothing against it"]
     return "\n".join([*lines, ""])
+
+
+def _in_turn(attacks: Sequence[AttackOutcome]) -> list[list[AttackOutcome]]:
+    """The attacks, in stretches: those that a cascade repeats, as long as they break nothing, stand
+    together; each other one alone."""
+
+    def idle(attack: AttackOutcome) -> bool:
+        return "#" in attack.label and attack.success_rate == 0
+
+    stretches: list[list[AttackOutcome]] = []
+    for repeated, members in groupby(attacks, idle):
+        some = list(members)
+        stretches += [some] if repeated else [[attack] for attack in some]
+    return stretches
+
+
+def _rows(attacks: Sequence[AttackOutcome]) -> list[tuple[str, str, str, str]]:
+    """Cells of a stretch: one row where many broke nothing, otherwise a row each."""
+    if len(attacks) > 3:
+        most = max(attack.attempted for attack in attacks)
+        spent = sum(attack.forwards + attack.backwards for attack in attacks) / most
+        name, accuracy = f"({len(attacks)} more, in turn)", share(attacks[-1].scores.accuracy)
+        return [(name, accuracy, f"{share(0.0)} of {most}", f"{spent:.1f}")]
+    rows = []
+    for attack in attacks:
+        rate = "-" if attack.success_rate is None else share(attack.success_rate)
+        cost = (attack.forwards + attack.backwards) / max(attack.attempted, 1)
+        name = f"{attack.label} (control)" if attack.control else attack.label
+        accuracy, of = share(attack.scores.accuracy), f"{rate} of {attack.attempted}"
+        rows.append((name, accuracy, of, f"{cost:.1f}"))
+    return rows
 
 
 def _corruptions(found: Corruptions) -> list[str]:
