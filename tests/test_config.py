@@ -250,10 +250,10 @@ def test_exit_code_2_and_3_and_4(run, write, tmp_path, model_file):
 def test_exit_code_5(run, write, monkeypatch, strict, wanted):
     doubt = Finding(check="randomised", verdict="fail", explanation="It rolls dice.")
 
-    def reviewed(self, made, split, sample, result, *_):
+    def believed(self, made, split, doubts, result):
         return result.model_copy(update={"findings": (doubt,)})
 
-    monkeypatch.setattr(Audit, "_reviewed", reviewed)
+    monkeypatch.setattr(Audit, "_believed", believed)
     write('[threats]\nlinf = "8/255"', "[gates]\nstrict = true")
     arguments = ["--trust", "--junit", "j.xml", "--sarif", "r.sarif", "--output-dir", "o"]
     assert run("audit", "--config", "audit.toml", *arguments, strict)[0] == wanted
