@@ -667,6 +667,14 @@ def test_answers_that_are_no_numbers_are_told(undefended: nn.Module, digits: ra.
     assert found["answer-missing"].value == 0
 
 
+def test_margins_that_are_no_numbers_gain_nothing() -> None:
+    infinite = float("inf")
+    found = last_tenth([4.0, 4.0, 4.0], [2.0, infinite, infinite], [1.0, infinite, 2.0], 20)
+    assert found.value == 0.333333
+    assert "over 1 images" in found.explanation
+    assert last_tenth([4.0], [infinite], [infinite], 20).verdict == "not run"
+
+
 # ----------------------------------------------------------------------------------- whole audits
 
 

@@ -419,11 +419,19 @@ def last_tenth(
     0.333333
     """
     name = "incomplete-optimisation"
-    late = sum(max(before - end, 0.0) for before, end in zip(early, full, strict=True))
-    gain = sum(max(start - end, 0.0) for start, end in zip(clean, full, strict=True))
+    # Infinite where the model gave no number: nothing was gained that could be told.
+    known = [
+        margins
+        for margins in zip(clean, early, full, strict=True)
+        if all(math.isfinite(one) for one in margins)
+    ]
+    if full and not known:
+        return not_run(name, "The model gave no finite answers.")
+    late = sum(max(before - end, 0.0) for _, before, end in known)
+    gain = sum(max(start - end, 0.0) for start, _, end in known)
     share = late / gain if gain > 0 else 0.0
     seen = (
-        f"Of what {steps} steps gain, the last tenth gains {share:.1%} (over {len(full)} images "
+        f"Of what {steps} steps gain, the last tenth gains {share:.1%} (over {len(known)} images "
         "that stand)."
     )
     return conclude(name, share > (CHECKS[name].threshold or 0.0), seen, value=share)
