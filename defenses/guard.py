@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor, nn
 
 from robustann import files
-from robustann.errors import ModelError, UsageError
+from robustann.errors import ModelError, UsageError, first_invalid
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _SHOWN = 3
@@ -254,11 +254,10 @@ class WeightGuard(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the top level"
+            place, reason = first_invalid(error)
             raise ModelError(
                 f"expected the ranges of a guard in '{path}', but at {place!r:.80}: "
-                f"{first['msg']}; record them again from a model that is whole"
+                f"{reason}; record them again from a model that is whole"
             ) from error
 
     def _judged(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from robustann import files
 from robustann.defenses.guard import WeightGuard
-from robustann.errors import ModelError, RefusedError, UsageError
+from robustann.errors import ModelError, RefusedError, UsageError, first_invalid
 from robustann.models.io import read_sidecar, sidecar_path
 from robustann.models.layout import Layout
 
@@ -153,11 +153,10 @@ class Manifest(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the top level"
+            place, reason = first_invalid(error)
             raise RefusedError(
                 f"expected a manifest of schema version {SCHEMA_VERSION} in '{path}', but at "
-                f"{_shown(place)}: {first['msg']:.200}; it vouches for nothing. Seal a copy of "
+                f"{_shown(place)}: {reason:.200}; it vouches for nothing. Seal a copy of "
                 "the model that you trust again"
             ) from error
 

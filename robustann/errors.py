@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 # Of text from files: what moves a terminal's cursor, turns the direction, or cannot be written.
 _CONTROL = re.compile(
@@ -78,3 +81,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return UsageError(f"unknown {kind} '{name}'; {hint}Known: {', '.join(options)}")
+
+
+def first_invalid(error: ValidationError) -> tuple[str, str]:
+    """Where in a file the first value is that does not fit, and why it does not.
+
+    >>> from pydantic import TypeAdapter, ValidationError
+    >>> try:
+    ...     TypeAdapter(dict[str, int]).validate_python({"bits": "many"}, strict=True)
+    ... except ValidationError as error:
+    ...     print(*first_invalid(error), sep=": ")
+    bits: Input should be a valid integer
+    """
+    first = error.errors()[0]
+    return ".".join(str(part) for part in first["loc"]) or "the top level", first["msg"]

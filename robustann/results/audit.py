@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError, model_validator
 
 from robustann import files
-from robustann.errors import DataError, UsageError
+from robustann.errors import DataError, UsageError, first_invalid
 from robustann.findings import Finding, unresolved
 from robustann.results.certificate import Certificate
 from robustann.results.corruptions import Corruptions
@@ -277,11 +277,10 @@ class AuditResult(Value):
         try:
             result = cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the top level"
+            place, reason = first_invalid(error)
             raise DataError(
                 f"expected a results.json of schema version {SCHEMA_VERSION}, but in '{path}' "
-                f"at {place}: {first['msg']}; run the audit again to make a new one"
+                f"at {place}: {reason}; run the audit again to make a new one"
             ) from error
         if "schema_version" not in result.model_fields_set:
             raise DataError(
