@@ -6,6 +6,10 @@ Every process must call these in the same order.
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib
+import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +30,10 @@ def join(device: torch.device) -> World:
     if launched.size > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        # Their functions keep, as default arguments, the group that exists when they are imported,
+        # as a wrapped model imports them: kept so, it would outlive _leave.
+        for module in ("nn.functional", "optim"):
+            importlib.import_module(f"torch.distributed.{module}")
         store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
         # The store may live through a restart, and in it the addresses of those that died.
         store = dist.PrefixStore(f"robustann-{launched.restarts}", store)  # type: ignore[attr-defined]
@@ -37,8 +45,20 @@ def join(device: torch.device) -> World:
 
 
 def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """End the group and its threads, while there is an interpreter.
+
+    A thread of gloo that lets go of a tensor after that aborts the process.
+    """
+    if not dist.is_initialized():
+        return
+    left = weakref.ref(dist.group.WORLD)
+    dist.destroy_process_group()
+    # Wrapped models in cycles hold it too.
+    gc.collect()
+    if left() is not None:
+        # The meshes of a spread model are never let go of. All work was waited for; its threads
+        # need no more than a turn to put it away.
+        time.sleep(0.1)
 
 
 def together() -> bool:

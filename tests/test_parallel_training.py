@@ -144,6 +144,43 @@ def test_after_a_kill_they_go_on_from_the_checkpoint(tmp_path):
     same(first, alone)
 
 
+# Registered before the group, so run after it was left.
+LEAVING = """
+import atexit, os, pathlib, sys
+import torch
+
+
+def told():
+    names = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+    pathlib.Path(sys.argv[1] + os.environ["RANK"]).write_text(" ".join(names))
+
+
+atexit.register(told)
+from robustann import parallel
+
+parallel.join(torch.device("cpu"))
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+model(torch.ones(3, 4)).sum().backward()
+del model
+parallel.gathered(None)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no list of threads here")
+def test_no_thread_of_the_group_outlives_the_interpreter(tmp_path):
+    # It would abort the process as soon as it puts a tensor away.
+    script, out = tmp_path / "script.py", tmp_path / "threads-"
+    script.write_text(LEAVING)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [sys.executable, *launcher, str(script), str(out)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        names = (tmp_path / f"threads-{rank}").read_text()
+        assert "python" in names
+        assert "gloo" not in names
+
+
 def test_a_model_that_is_spread_trains_like_a_whole_one(tmp_path):
     (alone,) = trained(tmp_path, "plain", 1)
     first, second = trained(tmp_path, "spread", 2)
