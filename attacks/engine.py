@@ -303,6 +303,7 @@ class Oracle:
         draws: int = 1,
         precision: str = "float32",
         patient: bool = False,
+        judge: nn.Module | None = None,
     ) -> None:
         count = len(x)
         rows = _aligned_rows(count, x.device)
@@ -314,6 +315,8 @@ class Oracle:
         self.random = self._streams = random.select(rows)
         self.logits = torch.empty(0, device=x.device)
         self._model = model
+        # Who confirms what is claimed.
+        self._confirming = judge or model
         self._judging = judging
         self._classes = -1
         self._minimum_norm = minimum_norm
@@ -566,7 +569,7 @@ class Oracle:
         # Whether anything is confirmed hangs on the batch; what a randomised model draws next must
         # not.
         with torch.no_grad(), _own_draws(images.device, "confirm", self.random.seed, self._looks):
-            logits = _mean_logits(self._model, images, self._draws)
+            logits = _mean_logits(self._confirming, images, self._draws)
         again, holds, margins = self._outcome(images, logits, self.labels[rows])
         x, prediction, fallen, gap = x.clone(), prediction.clone(), fallen.clone(), gap.clone()
         x[rows], prediction[rows], fallen[rows], gap[rows] = images, again, holds, margins
@@ -634,6 +637,7 @@ def run(
     draws: int = 1,
     precision: str = "float32",
     spacing: int | None = None,
+    judge: nn.Module | None = None,
 ) -> AttackResult:
     """Attack one batch of images and judge the outcome.
 
@@ -662,6 +666,10 @@ def run(
             fallen is ignored, and nothing waits for the device. None means 1 on the CPU, where
             asking costs nothing, and 8 elsewhere. The result is the same, but for the draws of a
             randomised model, which hang on the batch.
+        judge: the model that every success, and the final image of every sample that stands, is
+            judged by, where ``model`` is a faster form of it (compiled, in another memory format)
+            that may round otherwise. Minimum-norm attacks search with it too, as in float32. None
+            means ``model`` itself.
 
     Raises:
         UsageError: the attack does not support the norm, an unknown precision, or a spacing under
@@ -691,11 +699,14 @@ def run(
             "expected images handed on only in an untargeted attack, got a targeted one; leave "
             "out best"
         )
+    if judge is not None and attack.minimum_norm:
+        model, judge = judge, None
     device = model_device(model)
     x, labels = x.detach().to(device, torch.float32).clone(), labels.to(device).clone()
     spacing = spacing or (_SPACING if asking_waits(device) else 1)
     streams = random.to(device).fork(attack.label)
-    with frozen(model, random.seed):
+    frozen_judge = nullcontext() if judge is None else frozen(judge, random.seed)
+    with frozen(model, random.seed), frozen_judge:
         oracle = Oracle(
             model,
             x,
@@ -708,6 +719,7 @@ def run(
             draws=draws,
             precision=precision if low else "float32",
             patient=spacing > 1,
+            judge=judge,
         )
         if not known_correct:
             oracle.forward(oracle.x)
@@ -728,7 +740,8 @@ def run(
                 oracle.forward(state["x"])
                 oracle.compact({})
         kept = oracle.finish()
-        return _verified(kept, model, x, labels, threat, attack, draws, streams.seed, low)
+        late = low or judge is not None
+        return _verified(kept, judge or model, x, labels, threat, attack, draws, streams.seed, late)
 
 
 def _verified(
@@ -740,9 +753,10 @@ def _verified(
     attack: Attack,
     draws: int,
     seed: int,
-    low: bool,
+    late: bool,
 ) -> AttackResult:
-    """Judge the final image of every claimed success again, in float32, inside the region."""
+    """Judge the final image of every claimed success again, in float32, inside the region; where
+    it was not this model in float32 that searched (``late``), of every sample that stands."""
     reach = threat.with_eps(threat.widest(x[0].numel())) if attack.minimum_norm else threat
     final = kept["adversarial"]
     distance = threat.distance(final, x)
@@ -753,9 +767,9 @@ def _verified(
         final[unfit] = x[unfit]
         distance = threat.distance(final, x)
     # Of a minimum-norm attack only the nearest is confirmed, not each that was nearer than before;
-    # of a search in low precision what was not confirmed on the way.
-    claimed = (~kept["success"] if low else kept["success"]).nonzero().squeeze(1)
-    if len(claimed) and (attack.minimum_norm or low):
+    # of a search in low precision, or with another model, what was not confirmed on the way.
+    claimed = (~kept["success"] if late else kept["success"]).nonzero().squeeze(1)
+    if len(claimed) and (attack.minimum_norm or late):
         rows = claimed[_aligned_rows(len(claimed), claimed.device)]
         with torch.no_grad(), _own_draws(x.device, "verify", seed):
             logits = _mean_logits(model, final[rows], draws)[: len(claimed)]
@@ -767,8 +781,8 @@ def _verified(
         kept["margin"][claimed] = -margin(logits, labels[claimed], threat.targeted)
         kept["forwards"][claimed] += draws
         kept["first_success"][~kept["success"]] = -1
-        late = kept["success"] & (kept["first_success"] < 0)
-        kept["first_success"] = torch.where(late, asked, kept["first_success"])
+        new = kept["success"] & (kept["first_success"] < 0)
+        kept["first_success"] = torch.where(new, asked, kept["first_success"])
     cpu = {name: value.cpu() for name, value in kept.items()}
     return AttackResult(
         **{**cpu, "adversarial": final.cpu(), "distance": distance.cpu()}, attack=attack

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import robustann as ra
-from robustann.attacks import MM, PGD, Square
+from robustann.attacks import FMN, MM, PGD, Square
 from robustann.attacks.engine import predict_logits, run
 from robustann.auditing import runner, speed
 from robustann.auditing.speed import Quick, tune
@@ -111,6 +111,68 @@ def test_compiled_attacks_find_the_same(model, digits, monkeypatch):
         assert (one.success != two.success).sum() <= 1
         assert torch.allclose(one.margin, two.margin, atol=0.05)
     assert not model.training
+
+
+class Hasty(nn.Module):
+    """Stands for a faster form of a model: one that is wrong."""
+
+    def __init__(self, model, change):
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, x):
+        return self.change(self.model(x))
+
+
+def backwards(logits):
+    return logits.flip(1)
+
+
+def loyal(logits):
+    return logits + torch.tensor([0.1, 0.0])
+
+
+def test_the_judge_confirms_what_a_faster_form_claims(model, digits):
+    x, y = digits.test.images(slice(0, 48)), digits.test.labels[:48]
+    wrong = Hasty(model, backwards)
+    random = SampleRandom.create(0, torch.arange(48))
+    found = run(PGD(steps=8), wrong, x, y, THREAT, random=random, judge=model)
+    logits = predict_logits(model, found.adversarial)
+    assert torch.equal(found.prediction, logits.argmax(1))
+    assert torch.equal(found.success, logits.argmax(1) != y)
+    # To the faster form nearly all have fallen before they are attacked.
+    assert not found.success.all()
+    assert (run(PGD(steps=8), wrong, x, y, THREAT, random=random).success).all()
+    # What claims nothing is looked at in the end.
+    x, y = torch.full((8, 1, 20, 20), 0.5), torch.zeros(8, dtype=torch.int64)
+    random = SampleRandom.create(0, torch.arange(8))
+    asked = {"random": random, "known_correct": True, "judge": Coarse()}
+    attack, threat = PGD(steps=5, loss="margin"), ra.ThreatModel("linf", eps=0.3)
+    one = run(attack, Hasty(Coarse(), loyal), x, y, threat, **asked)
+    assert torch.equal(one.success, predict_logits(Coarse(), one.adversarial).argmax(1) == 1)
+    assert one.success.any()
+
+
+def test_minimum_norm_attacks_search_with_the_judge(model, digits):
+    x, y = digits.test.images(slice(0, 16)), digits.test.labels[:16]
+    wrong, random = Hasty(model, backwards), SampleRandom.create(0, torch.arange(16))
+    one = run(FMN(steps=20), wrong, x, y, THREAT, random=random, judge=model)
+    two = run(FMN(steps=20), model, x, y, THREAT, random=random)
+    assert torch.equal(one.distance, two.distance)
+    assert torch.equal(one.adversarial, two.adversarial)
+
+
+@pytest.mark.parametrize("switch", ["compile", "channels_last"])
+def test_the_verdict_of_an_audit_is_the_callers_model_s(switch, model, digits, monkeypatch, plain):
+    wrong = Hasty(model, backwards)
+    if switch == "compile":
+        monkeypatch.setattr(speed.torch, "compile", lambda call, **options: wrong)
+    else:
+        monkeypatch.setattr(Quick, "forward", lambda self, x: wrong(x))
+    found = ra.audit(model, digits, THREAT, **ASKED, **{switch: True})
+    assert found.clean_accuracy == plain.clean_accuracy
+    # To the wrong one nearly all have fallen.
+    assert found.robust_accuracy > plain.robust_accuracy - 0.1 > 0
 
 
 PLAIN = ("float32", False)

@@ -372,6 +372,7 @@ class Passes:
                     limit=None if limit is None else limit[places],
                     draws=self.plan.draws_of(model),
                     precision=self.config.precision,
+                    judge=None if called is model else model,
                 )
             ]
 

@@ -33,6 +33,9 @@ class Quick(nn.Module):
     kernels; batches are then filled up to powers of two, so that few graphs are captured. A leaky
     backward pass goes through the model as it is: compiled code would not see it.
 
+    Other kernels round otherwise, so it only searches: the model itself judges (``judge`` of the
+    engine's ``run``).
+
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
     >>> x = torch.rand(2, 3, 4, 4)
     >>> torch.allclose(Quick(model, channels_last=True)(x), model(x), atol=1e-6)
