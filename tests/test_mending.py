@@ -15,7 +15,7 @@ from robustann.attacks import MM
 from robustann.auditing import Audit, AuditConfig, presets, runner
 from robustann.auditing.mending import labelled_mends, mends
 from robustann.auditing.passes import Passes
-from robustann.auditing.presets import get_preset
+from robustann.auditing.presets import get_preset, labelled
 from robustann.auditing.remedies import Plan
 from robustann.findings import Finding, unresolved
 from robustann.trust import Probed
@@ -271,6 +271,22 @@ def test_labels_tell_remedies_apart(model):
     labels = [label for label, _ in labelled_mends(found)]
     assert len(set(labels)) == len(labels)
     assert labels.count("square (remedy)") == 1
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
+def test_a_number_never_stands_without_the_ones_before_it(preset, model):
+    config = AuditConfig(threat=THREAT, preset=preset)
+    always = (*config.stages, *config.check)
+    plan = Plan(model, (), 1, True, ())
+    found = mends(MENDED, plan, THREAT, get_preset(preset), escalated=False)
+    for stages in (labelled(always), labelled((*always, *config.escalation)),
+                   labelled_mends(found)):  # fmt: skip
+        labels = [label for label, _ in stages]
+        assert len(set(labels)) == len(labels)
+        for label in labels:
+            name, _, number = label.partition("#")
+            assert {name, *(f"{name}#{k}" for k in range(2, int(number or 1)))} <= {*labels}
+            assert number != "1"
 
 
 def test_in_l1_there_is_no_search(model):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from robustann.attacks import APGD, FGSM, MM, PGD, Square, UniformNoise
 from robustann.attacks.rays import RayS
-from robustann.auditing.presets import Preset, Stage
+from robustann.auditing.presets import Preset, Stage, labelled
 from robustann.auditing.remedies import Plan
 from robustann.findings import Finding
 from robustann.results import AttackOutcome, AuditResult
@@ -18,6 +18,8 @@ from robustann.threat import ThreatModel
 _SETTLED = 0.01
 # Nearly all that stand, where a budget leaves some out.
 _ALL = 0.95
+# What remedies are told by among the attacks.
+_MARK = " (remedy)"
 
 
 @dataclass(frozen=True)
@@ -152,21 +154,12 @@ def labelled_mends(found: Sequence[Mend]) -> list[tuple[str, Stage]]:
 
     >>> mend = Mend("steps-help", "more steps", (Stage(MM(steps=50)), Stage(MM(steps=50))))
     >>> [label for label, _ in labelled_mends([mend, mend])]
-    ['mm:steps=50 (remedy)', 'mm:steps=50 (remedy 2)']
+    ['mm:steps=50 (remedy)', 'mm:steps=50 (remedy)#2']
     """
     ran: dict[str, Stage] = {}
     for mend in found:
-        ran |= dict(zip(_labels(mend), mend.stages, strict=True))
+        ran |= dict(labelled(mend.stages, _MARK))
     return list(ran.items())
-
-
-def _labels(mend: Mend) -> list[str]:
-    names = [stage.label for stage in mend.stages]
-    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
-    return [
-        f"{name} (remedy{f' {count}' if count > 1 else ''})"
-        for name, count in zip(names, counts, strict=True)
-    ]
 
 
 def mended(
@@ -194,7 +187,7 @@ def mended(
 
 def _told(mend: Mend, result: AuditResult) -> tuple[str, bool]:
     """What a remedy did, and whether that answers the check."""
-    labels = _labels(mend)
+    labels = [label for label, _ in labelled(mend.stages, _MARK)]
     places = {one.label: place for place, one in enumerate(result.attacks)}
     ran = [result.attacks[places[label]] for label in labels]
     stood = [_standing(result, places[label]) for label in labels]

@@ -335,14 +335,16 @@ class AuditConfig:
         return self.attacks is None
 
 
-def labelled(stages: Sequence[Stage]) -> list[tuple[str, Stage]]:
-    """Stages with what their attacks are called in the result: a repeated one gets a number.
+def labelled(stages: Sequence[Stage], mark: str = "") -> list[tuple[str, Stage]]:
+    """Stages with what their attacks are called in the result: the second of a name is told apart
+    by its number, and so on. Not the first: whether another follows may hang on what it finds.
 
     >>> [label for label, _ in labelled([Stage(MM()), Stage(MM(steps=9)), Stage(MM())])]
-    ['mm#1', 'mm:steps=9', 'mm#2']
+    ['mm', 'mm:steps=9', 'mm#2']
     """
-    names = [stage.label for stage in stages]
+    names = [stage.label + mark for stage in stages]
+    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
     return [
-        (f"{name}#{names[: place + 1].count(name)}" if names.count(name) > 1 else name, stage)
-        for place, (name, stage) in enumerate(zip(names, stages, strict=True))
+        (f"{name}#{count}" if count > 1 else name, stage)
+        for name, count, stage in zip(names, counts, stages, strict=True)
     ]

@@ -70,9 +70,11 @@ def verdict(result: AuditResult) -> str:
 def _in_turn(attacks: Sequence[AttackOutcome]) -> list[list[AttackOutcome]]:
     """The attacks, in stretches: those that a cascade repeats, as long as they break nothing, stand
     together; each other one alone."""
+    labels = {attack.label for attack in attacks}
 
     def idle(attack: AttackOutcome) -> bool:
-        return "#" in attack.label and attack.success_rate == 0
+        repeated = "#" in attack.label or f"{attack.label}#2" in labels
+        return repeated and attack.success_rate == 0
 
     stretches: list[list[AttackOutcome]] = []
     for repeated, members in groupby(attacks, idle):
