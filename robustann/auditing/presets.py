@@ -58,6 +58,8 @@ class Preset:
     explained: int
     # Forwards averaged for each answer, for randomised models.
     draws: int = 1
+    # The published protocol that the stages are, by name.
+    protocol: str | None = None
     # Of the search from scratch that stands in for gradients that are missing or mislead; 5,000
     # as in AutoAttack.
     queries: int = 5000
@@ -172,6 +174,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         curve_steps=50,
         explained=64,
+        protocol="AutoAttack 'standard'",
     ),
     "autoattack-rand": Preset(
         description="AutoAttack 'rand' as published, for randomised models: APGD-CE and APGD-DLR, "
@@ -180,6 +183,7 @@ PRESETS: Mapping[str, Preset] = {
         curve_steps=50,
         explained=64,
         draws=20,
+        protocol="AutoAttack 'rand'",
     ),
 }
 

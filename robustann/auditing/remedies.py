@@ -57,6 +57,7 @@ class Plan:
         seen: the model seen through a part of it, for the stages that ask for it.
         only_seen: whether the model itself has no gradients.
         searches: the searches that were added, and ``answered`` the checks that they answer.
+        own: how many of the stages, from the first, are those that were asked for.
     """
 
     model: nn.Module
@@ -69,6 +70,7 @@ class Plan:
     only_seen: bool = False
     searches: tuple[Attack, ...] = ()
     answered: frozenset[str] = frozenset()
+    own: int = 0
 
     @property
     def attacked(self) -> nn.Module:
@@ -248,6 +250,11 @@ def plan(
         or (diagnosis.gradient_unreliable or diagnosis.dynamic or diagnosis.batch_dependent)
     )
     chosen = tuple(stages)
+    if missing and part is not None:
+        chosen = tuple(_through(stage) for stage in chosen)
+    elif missing and not fixed:
+        chosen = tuple(stage for stage in chosen if stage.attack.access != "white-box")
+    own = len(chosen)
     seen, told = None, ""
     if part is not None:
         seen = SeenThrough(judged, part.module, draws)
@@ -255,12 +262,8 @@ def plan(
             f"Gradients were{'' if missing else ' also'} taken {part.words}; successes are the "
             "whole model's. "
         )
-        if missing:
-            chosen = tuple(_through(stage) for stage in chosen)
-        elif not fixed:
+        if not missing and not fixed:
             chosen = (*chosen, *_fitted((MM(), MM(rank=2), MM(leak=0.0)), threat, through=True))
-    elif missing and not fixed:
-        chosen = tuple(stage for stage in chosen if stage.attack.access != "white-box")
     wanted: list[Attack] = [Square(queries=queries)] if suspect and not fixed else []
     if (missing or partly or diagnosis.dynamic or diagnosis.batch_dependent) and not fixed:
         wanted.append(RayS(queries=queries))
@@ -300,6 +303,7 @@ def plan(
         missing and seen is not None,
         tuple(stage.attack for stage in added),
         frozenset(answering),
+        own,
     )
 
 

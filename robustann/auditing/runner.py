@@ -28,6 +28,7 @@ from robustann.auditing.mending import Doubts, Mend, labelled_mends, mended, men
 from robustann.auditing.partial import InMemory, Kept, Partial
 from robustann.auditing.passes import Passes
 from robustann.auditing.presets import AuditConfig, Stage, get_preset, labelled
+from robustann.auditing.protocol import protocol_alone
 from robustann.auditing.provenance import device_name, identity, provenance_of
 from robustann.auditing.remedies import DRAWS, Plan, answered, plan
 from robustann.auditing.rows import Batch, Cases
@@ -385,7 +386,7 @@ class Audit:
         seconds: Counter[str] = Counter()
         for batch in batches:
             seconds.update(batch.seconds)
-        return summarize(
+        result = summarize(
             batches,
             self.config,
             attacks=attacks,
@@ -403,6 +404,8 @@ class Audit:
                 tuned=passes.tuned,
             ),
         )
+        alone = protocol_alone(result, passes.config, passes.plan, passes.budget)
+        return result.model_copy(update={"protocol": alone})
 
     def _joined(
         self,
@@ -520,7 +523,7 @@ class Audit:
         draws = max(draws, 1 if config.attacks is not None else self.preset.draws)
         if not config.trust:
             followed = any(stage.attack.access == "white-box" for stage in config.stages)
-            return Plan(model, config.stages, draws, followed, ())
+            return Plan(model, config.stages, draws, followed, (), own=len(config.stages))
         x, labels = split.images(sample).cpu(), split.labels[sample]
         found = diagnose(model, x, labels, config.threat, seed=config.seed)
         part = None

@@ -26,6 +26,19 @@ def _certified(result: AuditResult) -> list[str]:
     return [line]
 
 
+def _protocol(result: AuditResult) -> list[str]:
+    """What can be compared with published figures, where the headline counts more."""
+    found = result.protocol
+    if found is None:
+        return []
+    line = (
+        f"robust accuracy {share(found.accuracy)} (95 % interval {share(found.interval.low)} to "
+        f"{share(found.interval.high)}) by {found.words}"
+    )
+    more = round((found.accuracy - result.robust_accuracy) * result.n)
+    return [f"{line}; {more} more fell to what the audit added" if more else line]
+
+
 def verdict(result: AuditResult) -> str:
     """Headline, threat model, the attacks, and whether to believe it."""
     from robustann.findings import unresolved
@@ -35,6 +48,7 @@ def verdict(result: AuditResult) -> str:
         f"robust accuracy {share(worst.accuracy)} (95 % interval {share(worst.interval.low)} to "
         f"{share(worst.interval.high)}), clean accuracy {share(result.clean_accuracy)}, "
         f"{result.n} images",
+        *_protocol(result),
         *_certified(result),
         result.threat.words,
         "",

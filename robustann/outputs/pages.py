@@ -113,7 +113,13 @@ def _figures(audits: Sequence[Audited]) -> str:
         )
     head = ("threat model", "images", "clean accuracy", "robust accuracy", "certified accuracy",
             "believable")  # fmt: skip
-    return _table(head, rows)
+    alone = [
+        f"{markdown(one.threat)}, by {markdown(by.words)}: "
+        f"{with_interval(by.accuracy, by.interval)}."
+        for one in audits
+        if one.result is not None and (by := one.result.protocol) is not None
+    ]
+    return "\n\n".join([_table(head, rows), *alone])
 
 
 def _doubts(audits: Sequence[Audited]) -> list[str]:

@@ -144,6 +144,13 @@ def _audit(one: Audited) -> dict[str, object]:
         "n": result.n,
         "clean_accuracy": _share(result.clean_accuracy, result.clean.interval),
         "robust_accuracy": _share(result.robust_accuracy, result.worst_case.scores.interval),
+        "protocol": None
+        if result.protocol is None
+        else {
+            "name": result.protocol.name,
+            **_share(result.protocol.accuracy, result.protocol.interval),
+            "departures": list(result.protocol.departures),
+        },
         "certified_accuracy": None
         if found is None
         else _share(found.certified_accuracy, found.interval),

@@ -36,6 +36,7 @@ from robustann.results.outcomes import (
     CurvePoint,
     WorstCase,
 )
+from robustann.results.protocol import Protocol
 from robustann.results.provenance import Execution, Provenance, Seal, Threat, Tuned
 from robustann.results.scores import MATRIX_LIMIT, ClassScores, Interval, Scores
 from robustann.results.weights import BitErrorLevel, BitErrors, BitFlip, BitSearch, Weights
@@ -75,6 +76,7 @@ __all__ = [
     "MapQuality",
     "Paired",
     "PathPoint",
+    "Protocol",
     "Provenance",
     "Scores",
     "Seal",

@@ -19,6 +19,7 @@ from robustann.results.corruptions import Corruptions
 from robustann.results.explanation import Explanation
 from robustann.results.hardening import Hardening
 from robustann.results.outcomes import AttackOutcome, CleanSamples, CurvePoint, WorstCase
+from robustann.results.protocol import Protocol
 from robustann.results.provenance import Execution, Provenance, Seal, Threat
 from robustann.results.scores import MATRIX_LIMIT, Scores
 from robustann.results.value import Value
@@ -85,6 +86,7 @@ class AuditResult(Value):
     certificate: Certificate | None = None
     weights: Weights | None = None
     corruptions: Corruptions | None = None
+    protocol: Protocol | None = None
     seal: Seal | None = None
     findings: tuple[Finding, ...] = ()
     gates: tuple[Gate, ...] = ()
