@@ -19,12 +19,13 @@ from robustann.auditing.presets import get_preset, labelled
 from robustann.auditing.remedies import Plan
 from robustann.findings import Finding, unresolved
 from robustann.trust import Probed
-from robustann.trust.checks import conclude
+from robustann.trust.checks import CHECKS, conclude
 
 THREAT = ra.ThreatModel("linf", eps=0.1)
 ASKED = {"preset": "quick", "max_samples": 48, "batch_size": 16}
 BRIEF = {**ASKED, "explain": False, "curve": False}
 WITH_CURVE = {**ASKED, "explain": False, "max_samples": 24, "batch_size": 8}
+OF_SUCCESS = ("randomised", "batch-dependent", "training-mode", "certificate-crossed")
 MENDED = ("single-step-wins", "noise-wins", "rising-curve", "loss-choice", "restarts-help",
           "steps-help", "incomplete-optimisation", "black-box-wins")  # fmt: skip
 
@@ -102,6 +103,22 @@ def test_an_attack_that_never_ends_is_answered_by_nothing_but_its_success(
     assert found.remedy is None
     assert "proves little" in found.explanation
     assert not result.believable
+
+
+@pytest.mark.parametrize("eps", [0.5, 1e-4])
+def test_where_nothing_stands_only_doubts_of_success_count(eps, model, digits, monkeypatch):
+    doubting(monkeypatch, *CHECKS)
+    threat, asked = ra.ThreatModel("linf", eps=eps), {**BRIEF, "max_samples": 16}
+    # The caller named the attacks: no remedy follows.
+    result = ra.audit(model, digits, threat, **asked, attacks=("pgd",))
+    assert (result.robust_accuracy == 0) == (eps == 0.5)
+    assert [one.check for one in result.findings if one.verdict == "fail"] == [*CHECKS]
+    doubtful = [*CHECKS] if eps < 0.5 else [*OF_SUCCESS]
+    assert [one.check for one in unresolved(result.findings)] == doubtful
+    assert not result.believable
+    doubting(monkeypatch, *set(CHECKS) - set(OF_SUCCESS))
+    result = ra.audit(model, digits, threat, **asked, attacks=("pgd",))
+    assert result.believable == (eps == 0.5)
 
 
 def test_images_of_smaller_eps_count(model, digits, monkeypatch):

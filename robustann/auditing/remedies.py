@@ -23,6 +23,9 @@ DRAWS = 20
 _USELESS = 0.9
 # The checks that no search answers while it leaves more standing than guessing would get right.
 _ALONE = ("gradient-missing", "gradient-mismatch", "unbounded-attack")
+# The checks that doubt whether a success is one: of a figure that cannot be too high, too. The
+# others say that attacks may have missed something.
+_OF_SUCCESS = ("randomised", "batch-dependent", "training-mode", "certificate-crossed")
 
 
 class LogProbabilities(nn.Module):
@@ -128,6 +131,9 @@ def answered(
     withstands a search proves little. A search that was planned and did not run, for lack of
     budget, answers nothing; nor is a model well seen through a part if searches of the whole break
     what attacks through the part do not.
+
+    Where nothing stands any more, nothing can have been missed: all is answered but what doubts the
+    successes themselves.
     """
     ran = {one.label: one for one in outcomes}
     standing = sum(fell is None for fell in _last_broken(outcomes))
@@ -166,6 +172,16 @@ def answered(
                     f"Searches without gradients, {max(whole)} queries an image, left no more "
                     "than guessing would get right."
                 )
+        if (
+            robust_accuracy == 0
+            and one.verdict == "fail"
+            and one.remedy is None
+            and one.check not in _OF_SUCCESS
+        ):
+            one = one.remedied(
+                "Nothing stands any more, each success confirmed by a forward of its own: robust "
+                "accuracy cannot be lower."
+            )
         changed.append(one)
     return tuple(changed)
 
