@@ -63,11 +63,78 @@ class Aside(nn.Module):
 
 def test_of_several_parts_the_one_that_agrees_most_is_taken(model, digits):
     x, labels = digits.test.images(slice(0, 32)), digits.test.labels[:32]
-    found = differentiable_part(Aside(model), x, labels, 0)
+    found, spent = differentiable_part(Aside(model), x, labels, 0)
     assert found is not None
     assert found.name.startswith("inner")
     assert found.agreement == 1
-    assert differentiable_part(Closed(model), x, labels, 0) is None
+    assert spent > 0
+    assert differentiable_part(Closed(model), x, labels, 0)[0] is None
+
+
+class Counting(nn.Module):
+    """A layer that counts the images that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 10, generator=torch.Generator().manual_seed(0)))
+        self.images = 0
+
+    def forward(self, x):
+        self.images += len(x)
+        return x.flatten(1) @ self.weight
+
+
+@pytest.fixture
+def slopes(monkeypatch):
+    """The gradients of whole batches that were asked for, as the images in them."""
+    genuine, asked = torch.autograd.grad, []
+
+    def grad(outputs, inputs, *args, **kwargs):
+        asked.append(len(inputs))
+        return genuine(outputs, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    return asked
+
+
+class Coarse(nn.Module):
+    """Rounds, in one piece with its layer."""
+
+    def __init__(self, layer) -> None:
+        super().__init__()
+        self.layer = [layer]
+
+    def forward(self, x):
+        return self.layer[0]((8 * x).round() / 8)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("make", [Quantised, Coarse, lambda inner: Closed(Quantised(inner))])
+def test_what_looking_for_a_part_costs_is_counted(make, draws, slopes):
+    layer = Counting()
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels = layer(x).argmax(1)
+    layer.images = 0
+    _, spent = differentiable_part(make(layer), x, labels, 0, draws=draws)
+    assert len(slopes) > 0
+    # Each gradient goes through all draws.
+    assert spent == layer.images + draws * sum(slopes)
+
+
+def test_looking_for_a_part_and_probing_through_it_are_part_of_the_price(slopes):
+    layer = Counting()
+    x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels, model = layer(x).argmax(1), Quantised(layer)
+    asked = {"attacks": ("pgd",), "explain": False, "curve": False, "batch_size": 24}
+    trial = (model, (x, labels), ra.ThreatModel("linf", 0.02))
+    found = ra.audit(*trial, **asked)
+    assert "through a part" in found.attacks[0].label
+    slopes.clear()
+    layer.images = 0
+    found = ra.audit(*trial, **asked)
+    # Batches are filled up to whole groups of rows, and what fits, and how fast, is looked at too.
+    measured = layer.images + sum(slopes)
+    assert 0.75 * measured < found.propagations <= measured
 
 
 def test_tails_of_sequences_are_parts(model, digits):
@@ -76,7 +143,7 @@ def test_tails_of_sequences_are_parts(model, digits):
             return (8 * x).round() / 8
 
     x, labels = digits.test.images(slice(0, 32)), digits.test.labels[:32]
-    found = differentiable_part(nn.Sequential(Rounding(), model), x, labels, 0)
+    found, _ = differentiable_part(nn.Sequential(Rounding(), model), x, labels, 0)
     assert found is not None
     assert found.name == "the model[1:]"
     assert torch.equal(found.module(x), model(x))

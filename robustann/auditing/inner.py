@@ -111,10 +111,30 @@ def _mean(model: nn.Module, x: Tensor, draws: int) -> Tensor:
     return total / draws if draws > 1 else total
 
 
+class _Asked:
+    """What models answer to a few images, each averaged over ``draws``, and what asking costs: in
+    forwards and backwards of single images."""
+
+    def __init__(self, x: Tensor, draws: int) -> None:
+        self.x, self.draws = x, draws
+        self.propagations = 0
+
+    def answer(self, model: nn.Module, images: Tensor) -> Tensor:
+        self.propagations += self.draws * len(images)
+        return _mean(model, images, self.draws)
+
+    def slope(self, total: Tensor, images: Tensor, *, again: bool = False) -> Tensor:
+        """The gradient of a sum over images; ``again`` if another will be asked for."""
+        self.propagations += self.draws * len(images)
+        (gradient,) = torch.autograd.grad(total, images, retain_graph=again)
+        return gradient
+
+
 def differentiable_part(
     model: nn.Module, x: Tensor, labels: Tensor, seed: int, draws: int = 1
-) -> Part | None:
-    """The part of a model that could best be attacked in its place; None if there is none.
+) -> tuple[Part | None, int]:
+    """The part of a model that could best be attacked in its place, None if there is none; and
+    the propagations that looking for it took, forwards and backwards of single images.
 
     It takes images of the same shape (where it stands in the model they may be changed ones),
     answers for the same classes, mostly agrees with the whole model on ``x`` (N, C, H, W), and has
@@ -125,47 +145,44 @@ def differentiable_part(
     of what is drawn.
     """
     found: list[Part] = []
+    asked = _Asked(x, draws)
     with frozen(model, seed):
-        called = _called(model, x)
+        called = _called(model, asked)
         with torch.no_grad():
-            whole = _mean(model, x, draws)
+            whole = asked.answer(model, x)
 
         def straightened() -> None:
             straight = Straightened(model)
-            agreement = _agreement(straight, x, labels, whole, draws)
-            if agreement is not None and _uphill(straight, x, labels, draws):
+            agreement = _agreement(straight, asked, labels, whole)
+            if agreement is not None and _uphill(straight, asked, labels):
                 found.append(Part("the model", straight, agreement, whole=True))
 
         if draws > 1:
             straightened()
         if not found:
             for name, module in _parts(model, called):
-                agreement = _agreement(module, x, labels, whole, draws)
+                agreement = _agreement(module, asked, labels, whole)
                 if agreement is not None:
                     found.append(Part(name, module, agreement))
         if not found and draws == 1:
             straightened()
-    return max(found, key=lambda part: part.agreement, default=None)
+    return max(found, key=lambda part: part.agreement, default=None), asked.propagations
 
 
-def _agreement(
-    module: nn.Module, x: Tensor, labels: Tensor, whole: Tensor, draws: int
-) -> float | None:
+def _agreement(module: nn.Module, asked: _Asked, labels: Tensor, whole: Tensor) -> float | None:
     """The share of images that a part puts into the same class; None where it is of no use."""
     try:
-        images = x.clone().requires_grad_()
-        logits = _mean(module, images, draws)
+        images = asked.x.clone().requires_grad_()
+        logits = asked.answer(module, images)
         fits = isinstance(logits, Tensor) and logits.shape == whole.shape
         if not fits or not logits.requires_grad or not bool(logits.isfinite().all()):
             return None
-        (slope,) = torch.autograd.grad(
-            margin(logits, labels).sum(), images, retain_graph=logits.shape[1] > 2
-        )
+        slope = asked.slope(margin(logits, labels).sum(), images, again=logits.shape[1] > 2)
         towards = slope
         if logits.shape[1] > 2:
             # Of the runner-up alone: without it nothing tells an attack where to go.
             rest = logits.scatter(1, logits.argmax(1, keepdim=True), -torch.inf)
-            (towards,) = torch.autograd.grad(rest.amax(1).sum(), images)
+            towards = asked.slope(rest.amax(1).sum(), images)
     except Exception as error:
         # A part need not run by itself; but no memory says nothing of the part.
         if is_out_of_memory(error):
@@ -178,19 +195,20 @@ def _agreement(
     return agreement if agreement >= _AGREEMENT and share >= _SLOPED else None
 
 
-def _uphill(module: nn.Module, x: Tensor, labels: Tensor, draws: int) -> bool:
+def _uphill(module: nn.Module, asked: _Asked, labels: Tensor) -> bool:
     """Whether a step along the gradient serves an attack better than one against it, for most
     images. A backward pass that tells nothing is no better for being looked at once more."""
-    images = x.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(margin(_mean(module, images, draws), labels).sum(), images)
+    x, images = asked.x, asked.x.clone().requires_grad_()
+    slope = asked.slope(margin(asked.answer(module, images), labels).sum(), images)
     step = _STEP * (x.max() - x.min()) * slope.sign()
     with torch.no_grad():
-        along, against = (margin(_mean(module, x + way * step, draws), labels) for way in (1, -1))
+        along, against = (margin(asked.answer(module, x + way * step), labels) for way in (1, -1))
     return float((along > against).double().mean()) >= _UPHILL
 
 
-def _called(model: nn.Module, x: Tensor) -> set[nn.Module]:
-    """The submodules that are given images of the shape of ``x`` in a forward pass."""
+def _called(model: nn.Module, asked: _Asked) -> set[nn.Module]:
+    """The submodules that are given images of the shape of the asked ones in a forward pass."""
+    x = asked.x
     called: set[nn.Module] = set()
 
     def note(module: nn.Module, inputs: tuple[Any, ...], *_: Any) -> None:
@@ -201,6 +219,7 @@ def _called(model: nn.Module, x: Tensor) -> set[nn.Module]:
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
         with torch.no_grad():
+            asked.propagations += len(x)
             model(x)
     finally:
         for hook in hooks:

@@ -90,6 +90,13 @@ class Plan:
         """Forwards to be averaged by who asks this model: seen through a part it does so itself."""
         return 1 if model is self.seen else self.draws
 
+    def price_of(self, model: nn.Module, forwards: int, backwards: int) -> int:
+        """The propagations that so many forwards and backwards of this model come to: seen through
+        a part, a forward is one of the whole and one of the part, for each draw."""
+        if self.seen is None or model is not self.seen:
+            return forwards + backwards
+        return self.seen.price * forwards + self.seen.draws * backwards
+
     def seen_by(self, stage: Stage) -> nn.Module:
         """The model as a stage attacks it."""
         return self.seen if self.seen is not None and stage.through else self.model

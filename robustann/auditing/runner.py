@@ -526,17 +526,17 @@ class Audit:
             return Plan(model, config.stages, draws, followed, (), own=len(config.stages))
         x, labels = split.images(sample).cpu(), split.labels[sample]
         found = diagnose(model, x, labels, config.threat, seed=config.seed)
-        part = None
+        part, looked = None, 0
         if found.gradient_partly_missing or found.gradient_unreliable or found.dynamic:
             device = model_device(model)
-            part = differentiable_part(
+            part, looked = differentiable_part(
                 model,
                 x.to(device),
                 labels.to(device),
                 config.seed,
                 draws=max(draws, DRAWS) if found.randomised else draws,
             )
-        return plan(
+        made = plan(
             model,
             config.stages,
             found,
@@ -546,6 +546,7 @@ class Audit:
             fixed=config.attacks is not None,
             part=part,
         )
+        return replace(made, propagations=made.propagations + looked)
 
     def _doubted(
         self,
@@ -575,7 +576,9 @@ class Audit:
             findings = self._answered(made, combine(made.findings, seen), result)
             return {
                 "seen": [one.model_dump(mode="json") for one in seen],
-                "propagations": probed.propagations,
+                "propagations": made.price_of(
+                    made.leading, probed.propagations - probed.backwards, probed.backwards
+                ),
                 "open": [one.check for one in unresolved(findings)],
             }
 

@@ -47,7 +47,8 @@ class Probed:
 
     Attributes:
         findings: one a check, ``not run`` where the norm or the model does not allow it.
-        propagations: forwards and backwards of single images spent.
+        propagations: forwards and backwards of single images spent, and ``backwards`` those among
+            them.
 
     >>> len(Probed((not_run("noise-wins", "No images."),), propagations=3))
     1
@@ -55,6 +56,7 @@ class Probed:
 
     findings: tuple[Finding, ...]
     propagations: int
+    backwards: int = 0
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
@@ -117,10 +119,10 @@ def probe(
     names = (*_GRADIENT_CHECKS, "black-box-wins")
     if not len(rows):
         none = (not_run(name, "No image was classified correctly.") for name in names)
-        return Probed(tuple(none), len(logits))
+        return Probed(tuple(none), draws * len(logits))
     if threat.eps == 0 or threat.norm not in PGD.norms:
         why = f"Its attacks do not apply to {threat.norm} with eps {threat.eps_text}."
-        return Probed(tuple(not_run(name, why) for name in names), len(logits))
+        return Probed(tuple(not_run(name, why) for name in names), draws * len(logits))
     x, labels = x[rows.to(x.device)], labels[rows.to(labels.device)]
     device = model_device(model)
     trial = _Trial(
@@ -137,7 +139,8 @@ def probe(
     if gradients:
         findings, broken = _gradient_checks(trial, clean, logits.shape[1], attack or MM(), losses)
     findings = [*findings, _black_box(trial, broken, queries)]
-    return Probed(tuple(findings), len(logits) + trial.propagations)
+    spent = draws * len(logits) + trial.forwards + trial.backwards
+    return Probed(tuple(findings), spent, trial.backwards)
 
 
 class _Trial:
@@ -154,7 +157,7 @@ class _Trial:
     ) -> None:
         self.model, self.x, self.labels = model, x, labels
         self.threat, self.random, self.draws = threat, random, draws
-        self.propagations = 0
+        self.forwards = self.backwards = 0
 
     def run(
         self,
@@ -177,7 +180,8 @@ class _Trial:
             limit=None if limit is None else torch.full((len(held),), limit),
             draws=self.draws,
         )
-        self.propagations += int(result.forwards.sum() + result.backwards.sum())
+        self.forwards += int(result.forwards.sum())
+        self.backwards += int(result.backwards.sum())
         return result
 
 
@@ -252,7 +256,8 @@ def _at_the_end(trial: _Trial, base: PGD, full: AttackResult) -> tuple[Finding, 
         random=streams.to(trial.x.device),
     )
     # A forward and a backward a step, and the look at the end.
-    trial.propagations += len(last) * (2 * base.steps + 1)
+    trial.forwards += len(last) * (base.steps + 1)
+    trial.backwards += len(last) * base.steps
     logits = predict_logits(trial.model, last.cpu(), seed=streams.seed, finite=False)
     answered = no_answer(logits.isfinite().all(1).tolist())
     if answered.verdict == "fail":
