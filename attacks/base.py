@@ -70,7 +70,10 @@ class Attack(ABC):
     @abstractmethod
     def step(self, oracle: Oracle, state: State, iteration: int) -> State:
         """One step. Every image shown to the oracle is judged in passing; the last proposal,
-        ``state["x"]`` of the last step, is judged by the engine."""
+        ``state["x"]`` of the last step, is judged by the engine.
+
+        It may be judged a few steps later: images that were shown must not be changed in place.
+        """
 
     def check(self, threat: ThreatModel) -> None:
         """Refuse a threat model that this attack does not know.

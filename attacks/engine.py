@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robustann.attacks.base import Attack, State, at_least
-from robustann.attacks.losses import Loss, margin
+from robustann.attacks.losses import Loss, margin, slope_of
 from robustann.attacks.relaxed import leaky_backward
 from robustann.errors import DataError, ModelError, UsageError, unknown_name
 from robustann.rng import SampleRandom, stable_hash
@@ -29,6 +29,8 @@ from robustann.threat import ThreatModel, asking_waits, check_images
 ALIGNMENT = 8
 # Steps from one time to the next at which fallen samples leave, where asking waits for the device.
 _SPACING = 8
+# Looks in which nothing fell are judged together: so many, if their images need no more bytes.
+_TOGETHER, _HELD = 8, 2**26
 # What a search may compute in; what it finds is judged in float32.
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Of losses in float16.
@@ -255,11 +257,29 @@ def _aligned_rows(count: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class _Look:
-    """Images that were shown to the model, and what it said: to be judged."""
+    """Images that were shown to the model, and what it said: to be judged.
+
+    Whether any has fallen is asked at once where asking costs nothing; else ``claims`` is None.
+    """
 
     x: Tensor
+    version: int
     logits: Tensor
     backwards: int
+    claims: bool | None
+
+    def check(self) -> None:
+        """Refuse images that are others by now."""
+        if self.x._version != self.version:
+            raise UsageError(
+                "expected an attack to leave the images as they are that it has shown to the "
+                "model, got some that were changed in place; make new ones in each step"
+            )
+
+
+def _pixel_sums(looks: Sequence[_Look]) -> Tensor:
+    """Of each image: no number where one of its pixels is none."""
+    return torch.cat([look.x.flatten(1).sum(1) for look in looks])
 
 
 class Oracle:
@@ -326,6 +346,8 @@ class Oracle:
         # Of a minimum-norm attack nothing is confirmed on the way, so nothing waits.
         self._patient = patient and not minimum_norm
         self._pending: list[_Look] = []
+        # Judged or not: an attack that is refused is refused always.
+        self._last: _Look | None = None
         # Images judged so far, in steps: the same for every batch.
         self._looks = 0
         self._rows = rows
@@ -416,7 +438,7 @@ class Oracle:
         As :meth:`gradient` in everything else.
         """
         x = x.detach().requires_grad_()
-        with leaky_backward(leak):
+        with leaky_backward(leak) if leak else nullcontext():
             logits = self._query(x)
         if not logits.requires_grad:
             raise ModelError(
@@ -426,12 +448,17 @@ class Oracle:
             )
         found = []
         for place, loss in enumerate(losses, start=1):
-            total = loss(logits, self.labels, self.threat.targeted).sum()
+            slope = slope_of(loss)
+            output, weight = logits, None
+            if slope is None:
+                output = loss(logits, self.labels, self.threat.targeted).sum()
+            else:
+                weight = slope(logits.detach(), self.labels, self.threat.targeted)
             if self._scale != 1:
                 # Small gradients would be zero in between.
-                total = total * self._scale
+                output = output * self._scale
             (gradient,) = torch.autograd.grad(
-                total, x, allow_unused=True, retain_graph=place < len(losses)
+                output, x, weight, allow_unused=True, retain_graph=place < len(losses)
             )
             if gradient is None:
                 raise ModelError(
@@ -485,24 +512,90 @@ class Oracle:
         """What is said of ``x`` is judged: now, or later."""
         if not self._judging:
             return
-        # What is judged later must not change before.
-        self._pending.append(_Look(x.clone() if self._patient else x, self.logits, backwards))
-        if not self._patient:
+        if self._last is not None:
+            self._last.check()
+        claims = None if self._patient or self._minimum_norm else self._claims()
+        most = min(_TOGETHER, _HELD // max(x.nbytes, 1))
+        # A limit is reached after any look.
+        waits = claims is False and self._limit is None and len(self._pending) + 1 < most
+        self._last = _Look(x, x._version, self.logits, backwards, claims)
+        self._pending.append(self._last)
+        if not (waits or self._patient):
             self._settle()
+
+    def _claims(self) -> bool:
+        """Whether the last query seems to have brought any sample down that still stood."""
+        prediction = self.logits.argmax(1)
+        if not self.threat.targeted and torch.equal(prediction, self.labels):
+            return False
+        hit = prediction == self.labels
+        fallen = hit if self.threat.targeted else ~hit
+        return bool((fallen & self._standing).any())
 
     def _settle(self) -> None:
         """Judge what waits for it, in the order in which it was shown."""
         looks, self._pending = self._pending, []
         if not looks:
             return
-        outcomes = [self._outcome(look.x, look.logits, self.labels) for look in looks]
-        claims = [False] * len(looks)
-        if not self._minimum_norm:
+        for look in looks:
+            look.check()
+        claims = [look.claims for look in looks]
+        alone = self._minimum_norm or self._limit is not None
+        # Where nothing fell, a look at the best images is enough.
+        quiet = not (alone or self._patient or any(claims))
+        logits = torch.cat([look.logits for look in looks])
+        sums = logits[:, 0] if quiet else _pixel_sums(looks)
+        outcome = self._outcome(sums, logits, self.labels.repeat(len(looks)))
+        shape = (len(looks), len(self))
+        prediction, fallen, gap = (value.view(shape) for value in outcome)
+        if self._patient:
             # One question for all of them.
-            fallen = torch.stack([outcome[1] for outcome in outcomes])
             claims = (fallen & self._standing).any(1).tolist()
-        for look, outcome, claim in zip(looks, outcomes, claims, strict=True):
-            self._judge(look, *outcome, claim)
+        done = 0
+        for place, look in enumerate(looks):
+            if claims[place] or alone:
+                self._stood(looks[done:place], prediction[done:place], gap[done:place])
+                claim = bool(claims[place])
+                self._judge(look, prediction[place], fallen[place], gap[place], claim)
+                done = place + 1
+        self._stood(looks[done:], prediction[done:], gap[done:], quiet)
+
+    def _stood(
+        self, looks: Sequence[_Look], prediction: Tensor, gap: Tensor, unseen: bool = False
+    ) -> None:
+        """Judge looks in which nothing fell, (L, M), at once: only the margins count.
+
+        Where the images are ``unseen``, they may be no numbers.
+        """
+        if not looks:
+            return
+        best, standing = self._best, self._standing
+        # The first of them where several are smallest, as one after the other.
+        lowest, place = gap.min(0)
+        better = standing & (lowest < best["margin"])
+        images = best["adversarial"]
+        if asking_waits(images.device):
+            shape = (-1,) + (1,) * (images.dim() - 1)
+            for number, look in enumerate(looks):
+                chosen = better & (place == number)
+                images = torch.where(chosen.view(shape), look.x, images)
+        elif bool(better.any()):
+            images = images.clone()
+            for number, look in enumerate(looks):
+                rows = (better & (place == number)).nonzero().squeeze(1)
+                if len(rows):
+                    images[rows] = look.x[rows]
+            if unseen and not bool(images.sum().isfinite()):
+                fit = _pixel_sums(looks).isfinite().view(gap.shape)
+                self._stood(looks, prediction, gap.masked_fill(~fit, torch.inf))
+                return
+        best["adversarial"] = images
+        best["margin"] = torch.where(better, lowest, best["margin"])
+        predicted = prediction.gather(0, place[None]).squeeze(0)
+        best["prediction"] = torch.where(better, predicted, best["prediction"])
+        best["forwards"] += standing * (self._draws * len(looks))
+        best["backwards"] += standing * sum(look.backwards for look in looks)
+        self._looks += len(looks)
 
     def _judge(
         self, look: _Look, prediction: Tensor, fallen: Tensor, gap: Tensor, claim: bool
@@ -538,15 +631,17 @@ class Oracle:
         if self._limit is not None:
             self._standing = self._standing & (best["forwards"] + best["backwards"] < self._limit)
 
-    def _outcome(self, x: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _outcome(
+        self, sums: Tensor, logits: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Prediction, whether the sample has fallen, and its margin, for each row.
 
-        What is not finite, image or logits, proves nothing: argmax of NaN is an index like any
-        other.
+        What is not finite, logits or image (by the sum of its pixels), proves nothing: argmax of
+        NaN is an index like any other.
         """
         prediction = logits.argmax(1)
         hit = prediction == labels
-        finite = x.flatten(1).sum(1).isfinite() & logits.isfinite().all(1)
+        finite = sums.isfinite() & logits.isfinite().all(1)
         # A tie in the logits can be won or lost: what counts is the prediction.
         fallen = finite & (hit if self.threat.targeted else ~hit)
         gap = -margin(logits, labels, self.threat.targeted)
@@ -570,7 +665,7 @@ class Oracle:
         # not.
         with torch.no_grad(), _own_draws(images.device, "confirm", self.random.seed, self._looks):
             logits = _mean_logits(self._confirming, images, self._draws)
-        again, holds, margins = self._outcome(images, logits, self.labels[rows])
+        again, holds, margins = self._outcome(images.flatten(1).sum(1), logits, self.labels[rows])
         x, prediction, fallen, gap = x.clone(), prediction.clone(), fallen.clone(), gap.clone()
         x[rows], prediction[rows], fallen[rows], gap[rows] = images, again, holds, margins
         return x, prediction, fallen, gap
@@ -582,6 +677,9 @@ class Oracle:
 
     def compact(self, state: State) -> State:
         """Drop the samples that have fallen, down to an aligned number of rows."""
+        if self._pending and not self._patient:
+            # Nothing fell in any of them.
+            return state
         self._settle()
         standing = int(self._standing.sum())
         size = standing + (-standing % ALIGNMENT)

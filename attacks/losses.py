@@ -49,6 +49,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, targeted: bool = False) -> Ten
     return -odds if targeted else odds
 
 
+def _odds_slope(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
+    # Softmax over the other classes, and -1 at the label.
+    own = labels[:, None]
+    slope = logits.scatter(1, own, -torch.inf).softmax(1).scatter_(1, own, -1.0)
+    return slope.neg_() if targeted else slope
+
+
 def margin(logits: Tensor, labels: Tensor, targeted: bool = False) -> Tensor:
     """Largest other logit minus the label's (Carlini and Wagner, S&P 2017).
 
@@ -60,6 +67,15 @@ def margin(logits: Tensor, labels: Tensor, targeted: bool = False) -> Tensor:
     own, others = _own_and_others(logits, labels)
     gap = others.amax(1) - own
     return -gap if targeted else gap
+
+
+def _margin_slope(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
+    # +1 at the largest other logit, shared where several are largest, and -1 at the label.
+    own = labels[:, None]
+    others = logits.scatter(1, own, -torch.inf)
+    slope = (others == others.amax(1, keepdim=True)).to(logits.dtype)
+    slope = slope.div_(slope.sum(1, keepdim=True)).scatter_(1, own, -1.0)
+    return slope.neg_() if targeted else slope
 
 
 def dlr(logits: Tensor, labels: Tensor, targeted: bool = False) -> Tensor:
@@ -81,6 +97,23 @@ def dlr(logits: Tensor, labels: Tensor, targeted: bool = False) -> Tensor:
 
 
 LOSSES: Mapping[str, Callable[..., Tensor]] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+# Derivatives with respect to the logits, (N, K), of losses for which they are known.
+_SLOPES: Mapping[Loss, Loss] = {cross_entropy: _odds_slope, margin: _margin_slope}
+
+
+def slope_of(loss: Loss) -> Loss | None:
+    """What gives the derivative of a loss with respect to the logits (N, K) in closed form.
+
+    It takes what the loss takes, and costs less than to let autograd find the same. None where no
+    such form is known.
+
+    >>> slope = slope_of(margin)
+    >>> slope(torch.tensor([[2.0, 0.5, 1.0]]), torch.tensor([0]), False)
+    tensor([[-1.,  0.,  1.]])
+    """
+    return _SLOPES.get(loss)
 
 
 def get_loss(name: str) -> Loss:

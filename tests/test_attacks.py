@@ -30,7 +30,7 @@ from robustann.attacks import (
 )
 from robustann.attacks.base import at_least
 from robustann.attacks.engine import predict_logits, run
-from robustann.attacks.losses import LOSSES, cross_entropy, dlr, get_loss, margin
+from robustann.attacks.losses import LOSSES, cross_entropy, dlr, get_loss, margin, slope_of
 from robustann.errors import UsageError
 from robustann.rng import SampleRandom
 from robustann.threat import NORMS, ThreatModel
@@ -381,6 +381,23 @@ def test_dlr_is_free_of_scale_and_shift(scale: float) -> None:
 def test_dlr_falls_back_to_the_margin(classes: int, targeted: bool) -> None:
     logits, labels = LOGITS[:, :classes], torch.tensor([0, 1])
     assert torch.equal(dlr(logits, labels, targeted), margin(logits, labels, targeted))
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("loss", [cross_entropy, margin])
+def test_slopes_in_closed_form_are_those_that_autograd_finds(loss, classes, targeted):
+    generator = torch.Generator().manual_seed(0)
+    # Whole numbers tie, and large ones saturate what saturates.
+    logits = (torch.randn(64, classes, generator=generator) * 3).round()
+    logits[:16] *= 40
+    labels = torch.randint(classes, (64,), generator=generator)
+    logits.requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(logits, labels, targeted).sum(), logits)
+    slope = slope_of(loss)
+    assert slope is not None
+    torch.testing.assert_close(slope(logits.detach(), labels, targeted), wanted)
+    assert slope_of(lambda logits, labels, targeted: logits[:, 0]) is None
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -50,6 +50,7 @@ from robustann.defenses import (
     NoiseTraining,
     NoisyFastAdversarialTraining,
 )
+from robustann.errors import UsageError
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 from robustann.training.steps import StandardStep
@@ -356,13 +357,15 @@ class Rewriting(PGD):
         return {"x": following}
 
 
-def test_what_was_shown_is_judged_though_it_be_overwritten(digits_model, digits):
-    first, late = (
-        attacked(Rewriting(steps=9), digits_model, digits, "linf", spacing=spacing)
-        for spacing in (1, 8)
-    )
-    assert same(first, late)
-    assert first.success.any()
+@pytest.mark.parametrize("spacing", [1, 8])
+@pytest.mark.parametrize("eps", [1e-6, 0.1])
+def test_what_was_shown_must_not_be_overwritten(digits_model, digits, spacing, eps):
+    # Whether something falls, and all is judged at once, or not.
+    x, labels = digits.test.images(slice(0, 8)), digits.test.labels[:8]
+    random = SampleRandom.create(0, torch.arange(8))
+    threat = ThreatModel("linf", eps)
+    with pytest.raises(UsageError, match="changed in place"):
+        run(Rewriting(steps=9), digits_model, x, labels, threat, random=random, spacing=spacing)
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
@@ -379,3 +382,39 @@ def test_the_second_attempt_to_shorten_never_fails(norm, eps):
     assert bool((region.threat.distance(shorter, x) <= eps)[outside].all())
     # It goes as far as it may.
     assert bool((region.threat.distance(shorter, x) >= 0.99 * eps - 1e-6 * 192)[outside].all())
+
+
+class Blinded(PGD):
+    """Shows in each third step images of which some are no numbers, though the logits are."""
+
+    def step(self, oracle: Oracle, state: State, iteration: int) -> State:
+        if iteration % 3 == 2:
+            x = state["x"].clone()
+            x[::2, :, 0, 0] = torch.nan
+            oracle.forward(x)
+        return super().step(oracle, state, iteration)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("kind", [PGD, Blinded])
+@pytest.mark.parametrize("eps", [0.02, 0.1])
+def test_judged_together_as_one_by_one(digits_model, digits, monkeypatch, kind, targeted, eps):
+    # The odd pixel has no say.
+    model = nn.Sequential(_Mended(), digits_model)
+    x, labels = digits.test.images(slice(0, 43)), digits.test.labels[:43]
+    if targeted:
+        labels = (labels + 1) % 10
+    threat = ThreatModel("linf", eps, targeted=targeted)
+    found = []
+    for most in (1, 8):
+        monkeypatch.setattr(engine, "_TOGETHER", most)
+        random = SampleRandom.create(3, torch.arange(43))
+        found.append(run(kind(steps=12), model, x, labels, threat, random=random))
+    assert same(*found)
+    assert found[0].adversarial.isfinite().all()
+    assert not found[0].success.all()
+
+
+class _Mended(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.nan_to_num(0.0)
