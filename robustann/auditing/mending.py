@@ -137,6 +137,10 @@ def _known(preset: Preset, escalated: bool) -> tuple[Mend, ...]:
         Mend("black-box-wins", "a search from scratch on all that stood", (
             *(() if escalated else preset.escalation), search,
         )),
+        # The one by the predicted class alone finds the most behind jumps.
+        Mend("discontinuous", "searches without gradients", (
+            search, Stage(RayS(queries=preset.queries)),
+        ), until_settled=True),
         # What withstands searches where gradients fail proves little.
         Mend("unbounded-attack", "searches without gradients", (
             search, Stage(RayS(queries=preset.queries)),

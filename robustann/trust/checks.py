@@ -90,6 +90,14 @@ CHECKS: Mapping[str, Check] = {
         "Average gradients over a neighbourhood, take the smooth part of the model for the "
         "backward pass (BPDA), and check with score-based and transfer attacks.",
     ),
+    "discontinuous": Check(
+        0.05,
+        "The gradient is right where it is taken and knows nothing of the jumps, so what lies "
+        "behind them is found by search alone.",
+        "Search without gradients, give the step that jumps (a nearest neighbour, a codebook, a "
+        "choice among branches) a smooth stand-in in the backward pass (BPDA), and transfer from "
+        "the model without it.",
+    ),
     # Of the attacks: what their outcomes say, and what extra runs on a few images show.
     "single-step-wins": Check(
         0.01,

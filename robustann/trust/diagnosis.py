@@ -25,6 +25,7 @@ from robustann.findings import Finding
 from robustann.rng import SampleRandom, stable_hash
 from robustann.threat import ThreatModel, check_images
 from robustann.trust.checks import CHECKS, conclude, not_run
+from robustann.trust.jumps import jumps
 
 _IMAGES = 32
 _DIRECTIONS = 4
@@ -34,6 +35,8 @@ _FINE, _FINE_SINGLE, _COARSE = 1e-7, 2.0**-10, (2.0**-10, 2.0**-8)
 # The images leave the ends of the range (where models may clip) and the grid of grey levels
 # (where pooling has ties) by up to this much.
 _INWARDS = 2.0**-5
+# A jump of a logit counts from this share of the spread of the logits.
+_JUMP = 0.05
 # Logits of a smaller spread are looked at magnified.
 _TINY = 1e-2
 
@@ -80,7 +83,7 @@ def diagnose(
 ) -> Diagnosis:
     """Look at a model before attacking it, on the first 32 images that it classifies correctly.
 
-    Some 45 propagations an image. The model is left as it was, buffers included.
+    Some 80 propagations an image. The model is left as it was, buffers included.
 
     Args:
         model: maps images to logits.
@@ -109,7 +112,7 @@ def diagnose(
         why = "No image was classified correctly, so there was nothing to look at."
         checks = ("randomised", "batch-dependent", "training-mode", "softmax-output",
                   "dynamic-defense", "gradient-missing", "saturated-loss", "gradient-mismatch",
-                  "gradient-shattered")  # fmt: skip
+                  "gradient-shattered", "discontinuous")  # fmt: skip
         return Diagnosis(tuple(not_run(check, why) for check in checks), propagations=looked)
     flags = [(module, module.training) for module in model.modules()]
     device = model_device(model)
@@ -133,7 +136,10 @@ def diagnose(
         point = _off_the_grid(x, threat, seed)
         gradient, lost, missing = _gradient_missing(subject, x, point, labels)
         findings.append(missing)
-        findings += _finite_differences(subject, point, labels, gradient, threat, repeatable)
+        slopes = _finite_differences(subject, point, labels, gradient, threat, repeatable)
+        findings += slopes
+        right = missing.verdict == "pass" and all(one.verdict == "pass" for one in slopes)
+        findings.append(_discontinuous(subject, x, labels, gradient if right else None, threat))
     failed = {one.check for one in findings if one.verdict == "fail"}
     order = list(CHECKS)
     return Diagnosis(
@@ -531,6 +537,29 @@ def _finite_differences(
     if twin:
         subject.propagations += twin.propagations
     return findings
+
+
+def _discontinuous(
+    subject: _Subject, x: Tensor, labels: Tensor, slope: Tensor | None, threat: ThreatModel
+) -> Finding:
+    """Whether logits jump within the threat model, though the ``slope`` of the loss is right."""
+    name = "discontinuous"
+    if slope is None:
+        return not_run(name, "The gradient was not found to be the slope where it is taken.")
+    if threat.eps == 0:
+        return not_run(name, "Nothing may be changed.")
+    with torch.no_grad():
+        found = jumps(subject.logits, x, labels, slope.nan_to_num(), threat)
+    large = found > _JUMP
+    count, share = int(large.sum()), float(large.double().mean())
+    # One image alone may be a chance of rounding.
+    failed = share > (CHECKS[name].threshold or 0.0) and count > 1
+    seen = (
+        f"On the way up the gradient and to an image of another class a logit jumps by more than "
+        f"{_JUMP:.0%} of the spread of the logits for {count} of {len(x)} images, at most by "
+        f"{float(found.max()):.1%}."
+    )
+    return conclude(name, failed, seen, value=share)
 
 
 def _double(subject: _Subject, x: Tensor) -> _Subject | None:
