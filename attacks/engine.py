@@ -23,6 +23,7 @@ from robustann.attacks.base import Attack, State, at_least
 from robustann.attacks.losses import Loss, margin, slope_of
 from robustann.attacks.relaxed import leaky_backward
 from robustann.errors import DataError, ModelError, UsageError, unknown_name
+from robustann.memory import keep_freed
 from robustann.rng import SampleRandom, stable_hash
 from robustann.threat import ThreatModel, asking_waits, check_images
 
@@ -116,6 +117,7 @@ def frozen(model: nn.Module, seed: int) -> Iterator[None]:
     >>> model.training, model[2].weight.requires_grad
     (True, True)
     """
+    keep_freed()
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise ModelError(
             "expected a model that gradients can pass through, got one that was made or loaded "

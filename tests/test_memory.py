@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -63,3 +64,59 @@ def test_more_images_take_no_more_memory():
     few, many = peak(128), peak(448)
     # 320 images more take 184 MiB, each time that they are held.
     assert many - few < 90
+
+
+# Passes as of a network: prints whether memory is kept, and the pages faulted in by a later pass.
+PASSES = """
+import resource
+import torch
+from robustann.memory import keep_freed
+
+torch.set_num_threads(1)
+kept = keep_freed()
+
+
+def a_pass():
+    made = [torch.ones(2**20 * size) for size in (3, 2, 1)]
+    return [float(one[0]) for one in made]
+
+
+for _ in range(3):
+    a_pass()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    a_pass()
+print(kept, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 20)
+"""
+
+
+def faults(**environment: str) -> tuple[str, int]:
+    known = {name: value for name, value in os.environ.items() if name not in CHOICES}
+    done = subprocess.run(
+        [sys.executable, "-c", PASSES], env={**known, **environment},
+        capture_output=True, text=True, timeout=240, check=True,
+    )  # fmt: skip
+    kept, count = done.stdout.split()
+    return kept, int(count)
+
+
+CHOICES = {
+    "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD",
+    "GLIBC_TUNABLES",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator of its own")
+def test_what_a_pass_frees_serves_the_next():
+    # 24 MiB are 6,144 pages of 4 KiB, handed out anew in each pass where blocks are mapped.
+    kept, few = faults()
+    assert (kept, few < 60) == ("True", True)
+    assert faults(MALLOC_MMAP_THRESHOLD_="65536")[1] > 1000
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.top_pad=131072"}],
+)
+def test_who_has_chosen_how_memory_is_kept_is_obeyed(choice):
+    assert faults(**choice)[0] == "False"

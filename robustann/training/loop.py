@@ -16,6 +16,7 @@ from robustann import parallel
 from robustann.data import ImageData
 from robustann.errors import UsageError, unknown_name
 from robustann.files import check_writable_folder, write_text
+from robustann.memory import keep_freed
 from robustann.models import ImageClassifier, create_model, resolve_device
 from robustann.progress import progress_bar
 from robustann.training.batches import channel_statistics
@@ -116,6 +117,7 @@ def train(
     >>> result.epochs_run, result.metrics["accuracy"] > 0.2, result.model.training
     (1, True, False)
     """
+    keep_freed()
     config = _configured(config, overrides, data, step)
     data.check_trainable()
     if resume and checkpoint is None:
