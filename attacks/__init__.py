@@ -23,6 +23,7 @@ from robustann.attacks.engine import AttackResult
 from robustann.attacks.fab import FAB
 from robustann.attacks.fgsm import FGSM
 from robustann.attacks.fmn import FMN
+from robustann.attacks.hopskipjump import HopSkipJump
 from robustann.attacks.mifgsm import MIFGSM
 from robustann.attacks.mm import MM
 from robustann.attacks.noise import UniformNoise
@@ -45,6 +46,7 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackResult",
+    "HopSkipJump",
     "RayS",
     "SigmaZero",
     "Square",

@@ -37,6 +37,7 @@ from robustann.attacks.base import State
 from robustann.attacks.ddn import DDN
 from robustann.attacks.engine import AttackResult, Oracle, craft, run
 from robustann.attacks.fmn import FMN
+from robustann.attacks.hopskipjump import HopSkipJump
 from robustann.attacks.losses import cross_entropy
 from robustann.attacks.mifgsm import MIFGSM
 from robustann.attacks.rays import RayS
@@ -61,6 +62,7 @@ CHOSEN: tuple[Attack, ...] = (
     MM(steps=9, start="best"), APGD(steps=12), APGD(steps=12, loss="dlr", targets=2),
     Square(queries=24), Square(queries=24, start="best"), FMN(steps=9), FAB(steps=6, restarts=2),
     FAB(steps=6, targets=2), DDN(steps=9), SigmaZero(steps=9), RayS(queries=24),
+    HopSkipJump(queries=99),
     UniformNoise(draws=4),
 )  # fmt: skip
 # And whatever attack is added.

@@ -6,9 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from robustann.attacks import APGD, FGSM, MM, PGD, Square, UniformNoise
-from robustann.attacks.rays import RayS
 from robustann.auditing.presets import Preset, Stage, labelled
-from robustann.auditing.remedies import Plan
+from robustann.auditing.remedies import Plan, by_decisions
 from robustann.findings import Finding
 from robustann.results import AttackOutcome, AuditResult
 from robustann.threat import ThreatModel
@@ -91,7 +90,7 @@ def mends(
     ['mm:steps=50', 'mm:steps=100']
     """
     found = []
-    for mend in _known(preset, escalated):
+    for mend in _known(threat, preset, escalated):
         if mend.check not in checks:
             continue
         fitting = tuple(one for one in mend.stages if threat.norm in one.attack.norms)
@@ -104,7 +103,7 @@ def mends(
     return tuple(found)
 
 
-def _known(preset: Preset, escalated: bool) -> tuple[Mend, ...]:
+def _known(threat: ThreatModel, preset: Preset, escalated: bool) -> tuple[Mend, ...]:
     """In the order in which they run: what is cheap first, searches last."""
     steps = MM().steps
     longer = (Stage(MM(steps=2 * steps)), Stage(MM(steps=4 * steps)))
@@ -139,11 +138,11 @@ def _known(preset: Preset, escalated: bool) -> tuple[Mend, ...]:
         )),
         # The one by the predicted class alone finds the most behind jumps.
         Mend("discontinuous", "searches without gradients", (
-            search, Stage(RayS(queries=preset.queries)),
+            search, Stage(by_decisions(threat, preset.queries)),
         ), until_settled=True),
         # What withstands searches where gradients fail proves little.
         Mend("unbounded-attack", "searches without gradients", (
-            search, Stage(RayS(queries=preset.queries)),
+            search, Stage(by_decisions(threat, preset.queries)),
         ), enough=False),
     )  # fmt: skip
 

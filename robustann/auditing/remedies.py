@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustann.attacks import MM, Attack, Square
-from robustann.attacks.rays import RayS
+from robustann.attacks import MM, Attack, HopSkipJump, RayS, Square
 from robustann.auditing.inner import Part, SeenThrough
 from robustann.auditing.presets import Stage
 from robustann.findings import Finding
@@ -289,7 +288,7 @@ def plan(
             chosen = (*chosen, *_fitted((MM(), MM(rank=2), MM(leak=0.0)), threat, through=True))
     wanted: list[Attack] = [Square(queries=queries)] if suspect and not fixed else []
     if (missing or partly or diagnosis.dynamic or diagnosis.batch_dependent) and not fixed:
-        wanted.append(RayS(queries=queries))
+        wanted.append(by_decisions(threat, queries))
     added = _fitted(wanted, threat)
     chosen = (*chosen, *added)
     if added:
@@ -328,6 +327,16 @@ def plan(
         frozenset(answering),
         own,
     )
+
+
+def by_decisions(threat: ThreatModel, queries: int) -> Attack:
+    """The search that needs the predicted class alone: in linf along directions of signs.
+
+    >>> by_decisions(ThreatModel("l2", 0.5), 100).label
+    'hopskipjump:queries=100'
+    """
+    fits = threat.norm in RayS.norms
+    return RayS(queries=queries) if fits else HopSkipJump(queries=queries)
 
 
 def _fitted(
