@@ -29,7 +29,9 @@ class Square(Attack):
 
     linf: a square of side sqrt(p * H * W) is set to +-eps, one sign a channel; from scratch the
     search begins with vertical stripes. l2: the change within a random window is taken away, and
-    what the ball then allows is spent in another window, in a centred bump of random sign.
+    what the ball then allows is spent in another window, in a centred bump of random sign. l1: the
+    same, with lengths and windows as fit that norm (for which Croce and Hein, ICML 2021, adapt it
+    too): down to one pixel of one channel, and taken away where there is a change.
 
     Args:
         queries: forwards a sample.
@@ -43,7 +45,7 @@ class Square(Attack):
     name: ClassVar[str] = "square"
     paper: ClassVar[str] = "https://arxiv.org/abs/1912.00049"
     access: ClassVar[Access] = "score"
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
 
     queries: int = 5000
     p: float = 0.8
@@ -73,6 +75,9 @@ class Square(Attack):
             channels, _, width = oracle.x.shape[1:]
             signs = oracle.random.sign(channels, 1, width)
             return {**known, "x": oracle.region.project(oracle.x + signs * oracle.threat.eps)}
+        if oracle.threat.norm == "l1":
+            # A random point of that ball hardly differs from the original.
+            return {**known, "x": self._propose(oracle, oracle.x, 0)}
         return {**known, "x": oracle.region.random_start(oracle.random)}
 
     def step(self, oracle: Oracle, state: State, iteration: int) -> State:
@@ -93,29 +98,43 @@ class Square(Attack):
             window = _window(oracle, side, height, width)
             edge = oracle.x + oracle.random.sign(channels, 1, 1) * oracle.threat.eps
             return oracle.region.project(torch.where(window, edge, x))
-        return self._move_energy(oracle, x, max(side, min(3, height, width)))
+        least = 1 if oracle.threat.norm == "l1" else min(3, height, width)
+        return self._move_energy(oracle, x, max(side, least))
 
     def _move_energy(self, oracle: Oracle, x: Tensor, side: int) -> Tensor:
-        """l2: empty one window, fill another up to the sphere."""
+        """l2, l1: empty one window, fill another up to the sphere."""
+        power = 1 if oracle.threat.norm == "l1" else 2
+
+        def length(part: Tensor) -> Tensor:
+            long: Tensor = torch.linalg.vector_norm(part.flatten(1), power, dim=1)
+            return long.view(-1, 1, 1, 1)
+
         channels, height, width = x.shape[1:]
         delta = x - oracle.x
         source, target = (_window(oracle, side, height, width) for _ in range(2))
         sign = oracle.random.sign(channels, 1, 1)
+        if power == 1:
+            # Changes are sparse there: most windows have none to give, and who spreads them over
+            # the channels wastes them.
+            source = _around_change(oracle, delta, side)
+            chosen = (oracle.random.uniform(1) * channels).long().view(-1, 1, 1, 1)
+            order = torch.arange(channels, device=x.device).view(1, -1, 1, 1)
+            target = target & (order == chosen)
         delta = torch.where(source & ~target, torch.zeros_like(delta), delta)
         rows = torch.arange(height, device=x.device).view(1, 1, height, 1)
         columns = torch.arange(width, device=x.device).view(1, 1, 1, width)
-        top = target.any(3, keepdim=True).float().argmax(2, keepdim=True)
-        left = target.any(2, keepdim=True).float().argmax(3, keepdim=True)
+        anywhere = target.any(1, keepdim=True)
+        top = anywhere.any(3, keepdim=True).float().argmax(2, keepdim=True)
+        left = anywhere.any(2, keepdim=True).float().argmax(3, keepdim=True)
         middle = (side - 1) / 2
         away = (rows - top - middle).abs() + (columns - left - middle).abs()
         bump = torch.where(target, 1 / (1 + away), torch.zeros_like(delta))
         inside = torch.where(target, delta, torch.zeros_like(delta))
         # Old change and new bump share the window, as in the paper.
-        length = inside.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-        mixed = bump / bump.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * sign + inside / length
-        mixed = mixed / mixed.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-        rest = torch.where(target, torch.zeros_like(delta), delta).flatten(1).square().sum(1)
-        left_over = (oracle.threat.eps**2 - rest).clamp(min=0).sqrt().view(-1, 1, 1, 1)
+        mixed = bump / length(bump) * sign + inside / length(inside).clamp(min=1e-12)
+        mixed = mixed / length(mixed).clamp(min=1e-12)
+        rest = length(torch.where(target, torch.zeros_like(delta), delta))
+        left_over = (oracle.threat.eps**power - rest**power).clamp(min=0) ** (1 / power)
         return oracle.region.project(oracle.x + torch.where(target, mixed * left_over, delta))
 
 
@@ -127,3 +146,17 @@ def _window(oracle: Oracle, side: int, height: int, width: int) -> Tensor:
     rows = torch.arange(height, device=place.device).view(1, 1, height, 1)
     columns = torch.arange(width, device=place.device).view(1, 1, 1, width)
     return (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
+
+
+def _around_change(oracle: Oracle, delta: Tensor, side: int) -> Tensor:
+    """A square around a changed pixel of each sample, drawn by how much it is changed, as a mask
+    (M, 1, H, W)."""
+    height, width = delta.shape[2:]
+    passed = delta.abs().sum(1).flatten(1).cumsum(1)
+    drawn = (
+        (oracle.random.uniform(1) * passed[:, -1:] >= passed).sum(1).clamp(max=height * width - 1)
+    )
+    top, left = drawn // width - side // 2, drawn % width - side // 2
+    rows = torch.arange(height, device=delta.device).view(1, 1, height, 1) - top.view(-1, 1, 1, 1)
+    columns = torch.arange(width, device=delta.device).view(1, 1, 1, width) - left.view(-1, 1, 1, 1)
+    return (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)

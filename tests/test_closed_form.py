@@ -30,6 +30,7 @@ CASES = [
     (Square(queries=1500), "linf", 0.01),
     # Its bumps are three entries wide at the least: on so few entries no image is the worst one.
     (Square(queries=1500), "l2", 0.65),
+    (Square(queries=1500), "l1", 0.1),
 ]
 
 

@@ -306,8 +306,8 @@ def test_a_number_never_stands_without_the_ones_before_it(preset, model):
             assert number != "1"
 
 
-def test_in_l1_there_is_no_search(model):
-    plan, threat = Plan(model, (), 1, True, ()), ra.ThreatModel("l1", eps=2)
+def test_in_l0_there_is_no_search(model):
+    plan, threat = Plan(model, (), 1, True, ()), ra.ThreatModel("l0", eps=2)
     (mend,) = mends(["noise-wins"], plan, threat, get_preset("quick"), escalated=False)
     assert [stage.attack.name for stage in mend.stages] == ["noise"]
     assert not mend.enough

@@ -265,8 +265,7 @@ def test_probes_know_the_other_norms(
     x, labels = some(digits, 24)
     found = probe(undefended, x, labels, ThreatModel(norm, 0.5), random=streams(24))
     assert not failed(found)
-    verdicts = {one.check: one.verdict for one in found}
-    assert verdicts["black-box-wins"] == ("pass" if norm == "l2" else "not run")
+    assert {one.verdict for one in found} == {"pass"}
 
 
 def test_probes_on_missing_gradients(undefended: nn.Module, digits: ra.ImageData) -> None:
