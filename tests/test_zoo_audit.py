@@ -8,6 +8,7 @@ from zoo import ZOO, InOnePiece, NoisyCodecInOnePiece, ThermometerCode
 
 import robustann as ra
 from robustann.attacks.losses import margin
+from robustann.auditing import AuditConfig
 
 THREAT = ra.ThreatModel("linf", eps=0.1)
 
@@ -48,6 +49,35 @@ def test_a_broken_defense_is_flagged_and_broken(name, model, digits, undefended)
             assert result.believable
         else:
             assert "through 'inner'" in told
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("l1", 1.4)])
+def test_in_other_norms_too(norm, eps, model, digits):
+    """Where there are neither gradients nor scores it is the decisions that break it."""
+    asked = {"max_samples": 30, "explain": False, "curve": False}
+    threat = ra.ThreatModel(norm, eps)
+    bare = ra.audit(model, digits, threat, "quick", **asked)
+    assert not [one for one in bare.findings if one.verdict == "fail"]
+    assert 0.2 < bare.robust_accuracy < 0.6
+    result = ra.audit(ZOO["closed"].make(model), digits, threat, "quick", **asked)
+    found = next(one for one in result.findings if one.check == "gradient-missing")
+    assert "square:queries=1000" in found.explanation
+    assert "hopskipjump:queries=1000" in found.explanation
+    assert result.robust_accuracy <= bare.robust_accuracy + 0.12
+    by_decisions = next(one for one in result.attacks if one.name == "hopskipjump")
+    assert by_decisions.added > 2
+    # What withstands searches alone proves little, however low it is.
+    assert not result.believable
+
+
+def test_l1_climbs_cross_entropy_too():
+    def rounds(norm: str) -> list[str]:
+        config = AuditConfig(threat=ra.ThreatModel(norm, 0.5), preset="quick")
+        return [stage.attack.name for stage in config.stages]
+
+    assert "apgd" in rounds("l1")
+    assert "apgd" not in rounds("l2") + rounds("linf")
+    assert rounds("l1").count("square") == rounds("linf").count("square") == 1
 
 
 def test_random_and_without_a_gradient_it_falls_all_the_same(model, digits):

@@ -93,7 +93,7 @@ def mends(
     for mend in _known(threat, preset, escalated):
         if mend.check not in checks:
             continue
-        fitting = tuple(one for one in mend.stages if threat.norm in one.attack.norms)
+        fitting = tuple(one for one in mend.stages if one.fits(threat))
         stages = plan.fitting(fitting)
         if stages:
             lacks = _searches(mend.stages) and not _searches(stages)

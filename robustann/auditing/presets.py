@@ -30,6 +30,12 @@ class Stage:
     share: float = 1.0
     # Through a part of the model that has gradients (see inner.py), where the plan has one.
     through: bool = False
+    # The norms in which it pays, where these are not all that its attack knows.
+    norms: frozenset[str] | None = None
+
+    def fits(self, threat: ThreatModel) -> bool:
+        """Whether it is of use against this threat model."""
+        return threat.norm in (self.attack.norms if self.norms is None else self.norms)
 
     @property
     def label(self) -> str:
@@ -81,6 +87,9 @@ def _alternating(
     return tuple(stage for number in range(rounds) for stage in (search, climbs[number % 2]))
 
 
+# In l1, where a step changes few pixels, margins and cross-entropy find different images.
+_L1 = frozenset({"l1"})
+
 PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
         description="a first look: short ascents and a short search; about 150 propagations",
@@ -90,6 +99,7 @@ PRESETS: Mapping[str, Preset] = {
             Stage(MM(steps=15)),
             # The nearest class falls to the untargeted ascent; the second is what it hides.
             Stage(MM(steps=15, rank=2)),
+            Stage(APGD(steps=15), norms=_L1),
             *_alternating(1, 40),
         ),
         check=(Stage(Square(queries=200), share=0.1),),
@@ -107,6 +117,7 @@ PRESETS: Mapping[str, Preset] = {
             Stage(SigmaZero(steps=150)),
             Stage(MM()),
             Stage(MM(rank=2, steps=20)),
+            Stage(APGD(steps=30), norms=_L1),
             # What still falls after these had at most a seventh of its margin left on any model
             # that was tried; the bounds leave room.
             Stage(MM(rank=3, steps=20), near=0.4),
@@ -149,6 +160,7 @@ PRESETS: Mapping[str, Preset] = {
                 for leak in (0.02, 0.01, 0.03, 0.0)
             ),
             *(Stage(MM(steps=50, rank=rank)) for rank in range(3, 8)),
+            Stage(APGD(), norms=_L1),
             *_alternating(2, 100),
             Stage(Square(queries=500)),
             *_alternating(5, 300, near=0.3),
@@ -331,7 +343,7 @@ class AuditConfig:
         return self._fitting(get_preset(self.preset).escalation) if self.check else ()
 
     def _fitting(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        return tuple(stage for stage in stages if self.threat.norm in stage.attack.norms)
+        return tuple(stage for stage in stages if stage.fits(self.threat))
 
     @property
     def cascade(self) -> bool:
