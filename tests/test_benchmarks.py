@@ -28,49 +28,65 @@ def verdict(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_setting_has_its_row_beside_autoattack(verdict: ModuleType) -> None:
-    """The table that a command repeats names its rows as the command does."""
+    """The tables that a command repeats name their rows as the command does."""
     text = (ROOT / "docs" / "published.md").read_text(encoding="utf-8")
-    table = text.split("| `--setting` |")[1].split("\n\n")[0]
-    rows = [line.split()[1] for line in table.splitlines()[2:]]
-    assert rows == list(verdict.SETTINGS)
+    # MNIST's table is of models made elsewhere.
+    for suite in verdict.SUITES.keys() - {"mnist"}:
+        table = text.split(f"| `--suite {suite}` |")[1].split("\n\n")[0]
+        rows = [line.split()[1] for line in table.splitlines()[2:]]
+        assert rows == list(verdict.SUITES[suite].settings), suite
 
 
-def test_a_setting_trains_its_kind_of_model(verdict: ModuleType, digits: ra.ImageData) -> None:
-    few = dataclasses.replace(digits, train=digits.train.subset(range(64)))
-    threat = ra.ThreatModel("linf", 0.1)
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar10-l2", "mnist-l2"])
+def test_a_setting_trains_its_kind_of_model(
+    verdict: ModuleType, digits: ra.ImageData, name: str
+) -> None:
+    suite = verdict.SUITES[name]
+    few = verdict.fewer(digits, 64)
+    assert (len(few.train), len(few.validation)) == (64, 6)
+    threat = ra.ThreatModel(suite.norm, 0.1)
     x = digits.test.images(range(4))
-    models = {
-        name: verdict.trained(dataclasses.replace(one, epochs=1), few, threat)
-        for name, one in verdict.SETTINGS.items()
-    }
-    for name, model in models.items():
-        assert model(x).shape == (4, 10), name
+    for setting, one in suite.settings.items():
+        brief = dataclasses.replace(one, epochs=1)
+        model = verdict.trained(brief, few, threat)
+        assert model(x).shape == (4, 10), setting
         pools = any(isinstance(one, torch.nn.MaxPool2d) for one in model.modules())
-        assert pools == name.startswith("pooling"), name
-    again = verdict.trained(dataclasses.replace(verdict.SETTINGS[name], epochs=1), few, threat)
-    assert torch.equal(again(x), model(x))
+        assert pools == setting.startswith("pooling"), setting
+        norms = any(isinstance(one, torch.nn.BatchNorm2d) for one in model.modules())
+        assert norms == setting.startswith("residual"), setting
+    assert torch.equal(verdict.trained(brief, few, threat)(x), model(x))
 
 
-def test_both_verdicts_are_on_the_same_images(verdict: ModuleType) -> None:
-    asked = [
-        "--setting",
-        "strided-fgsm",
-        "--data",
-        "digits",
-        "--eps",
-        "0.1",
-        "--samples",
-        "8",
-        "--epochs",
-        "1",
-    ]
+@pytest.mark.parametrize(
+    ("suite", "setting", "eps"),
+    [("digits", "strided-fgsm", "0.1"), ("mnist-l2", "strided-pgd", "0.5")],
+)
+def test_both_verdicts_are_on_the_same_images(
+    verdict: ModuleType, tmp_path: Path, suite: str, setting: str, eps: str
+) -> None:
+    rows = tmp_path / "rows.json"
+    asked = ["--suite", suite, "--setting", setting, "--data", "digits", "--eps", eps]
+    asked += ["--samples", "8", "--epochs", "1", "--seeds", "2", "--steps", "10"]
+    asked += ["--output", str(rows)]
     done = CliRunner().invoke(verdict.main, asked)
     assert done.exit_code == 0, done.output
     line = done.output.splitlines()[-1].split()
-    assert line[0] == "strided-fgsm"
-    clean, ours, theirs = (float(cell.rstrip("%")) for cell in line[1:4])
-    assert max(ours, theirs) <= clean
+    assert line[0] == setting
+    clean, theirs = (float(cell.rstrip("%")) for cell in line[1:3])
+    (row,) = json.loads(rows.read_text(encoding="utf-8")).values()
+    assert [len(row[key]) for key in ("robust_seeds", "only_here", "only_autoattack")] == [2, 2, 2]
+    for seed, robust in enumerate(row["robust_seeds"]):
+        assert 100 * max(robust, theirs / 100) <= clean
+        # What one broke and the other did not is the whole difference.
+        apart = len(row["only_here"][seed]) - len(row["only_autoattack"][seed])
+        assert round(8 * (row["robust_autoattack"] - robust)) == apart
+
+
+def test_what_is_not_there_is_refused(verdict: ModuleType) -> None:
     assert CliRunner().invoke(verdict.main, ["--setting", "no-such"]).exit_code == 2
+    listed = CliRunner().invoke(verdict.main, ["--list"])
+    assert listed.exit_code == 0
+    assert all(f"{name}: " in listed.output for name in verdict.SUITES)
 
 
 def test_what_is_to_be_run_on_an_accelerator_runs(
