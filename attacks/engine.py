@@ -543,8 +543,9 @@ class Oracle:
             look.check()
         claims = [look.claims for look in looks]
         alone = self._minimum_norm or self._limit is not None
-        # Where nothing fell, a look at the best images is enough.
-        quiet = not (alone or self._patient or any(claims))
+        # Where nothing fell, a look at the best images is enough, if it costs nothing.
+        costly = self._patient or asking_waits(self.x.device)
+        quiet = not (alone or costly or any(claims))
         logits = torch.cat([look.logits for look in looks])
         sums = logits[:, 0] if quiet else _pixel_sums(looks)
         outcome = self._outcome(sums, logits, self.labels.repeat(len(looks)))

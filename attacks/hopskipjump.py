@@ -24,12 +24,11 @@ _NEARER_START, _NEARER, _LEAST = 0.9, 0.995, 0.7
 
 
 class _Query(NamedTuple):
-    """What a query is for: the ``number``-th ``of`` so many of its kind in a round."""
+    """What a query is for: the ``number``-th of its kind in a round, from 0."""
 
     kind: Literal["start", "bisect", "probe", "jump"]
     round: int
     number: int
-    of: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,7 @@ def _plan(queries: int, probes: int, entries: int) -> tuple[_Query, ...]:
     plan: list[_Query] = []
 
     def add(kind: Literal["start", "bisect", "probe", "jump"], number: int, of: int) -> None:
-        plan.extend(_Query(kind, number, place, of) for place in range(of))
+        plan.extend(_Query(kind, number, place) for place in range(of))
 
     add("start", 0, _STARTS)
     # From an image from anywhere it may be a long way.

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import networks
@@ -29,7 +29,7 @@ from robustann.attacks import (
     registered,
 )
 from robustann.attacks.base import at_least
-from robustann.attacks.engine import predict_logits, run
+from robustann.attacks.engine import Oracle, predict_logits, run
 from robustann.attacks.losses import LOSSES, cross_entropy, dlr, get_loss, margin, slope_of
 from robustann.errors import UsageError
 from robustann.rng import SampleRandom
@@ -398,6 +398,24 @@ def test_slopes_in_closed_form_are_those_that_autograd_finds(loss, classes, targ
     assert slope is not None
     torch.testing.assert_close(slope(logits.detach(), labels, targeted), wanted)
     assert slope_of(lambda logits, labels, targeted: logits[:, 0]) is None
+
+
+@dataclass
+class Scaled:
+    """A loss with a setting, which Python cannot hash."""
+
+    factor: float = 3.0
+
+    def __call__(self, logits, labels, targeted=False):
+        return self.factor * margin(logits, labels, targeted)
+
+
+def test_a_loss_need_not_be_hashable() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    x, labels = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    oracle = Oracle(model, x, labels, ThreatModel("linf", 0.1), streams(2))
+    gradient, scaled = oracle.gradients(oracle.x, [margin, Scaled()])
+    torch.testing.assert_close(scaled, 3 * gradient)
 
 
 @pytest.mark.parametrize("name", LOSSES)

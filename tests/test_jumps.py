@@ -13,7 +13,7 @@ from zoo import ZOO
 import robustann as ra
 from robustann.attacks.engine import predict_logits
 from robustann.trust import diagnose
-from robustann.trust.jumps import jumps
+from robustann.trust.jumps import jumps, ways
 
 THREAT = ra.ThreatModel("linf", eps=0.2)
 
@@ -51,7 +51,8 @@ def test_the_height_of_a_step_is_found(height, norm):
     x[3:] = 0.55
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     threat = ra.ThreatModel(norm, eps={"linf": 0.1, "l2": 0.2, "l1": 0.4, "l0": 4}[norm])
-    found = jumps(answer, x, labels, torch.ones_like(x), threat)
+    ends = ways(x, labels, torch.ones_like(x), threat)
+    found = jumps(answer, x, [*ends.values()])
     spread = answer(x).diff(dim=1).abs().median().item()
     if norm == "l0":
         # There is no way up: on the way to the others.
@@ -149,3 +150,13 @@ def test_nothing_is_asked_where_nothing_may_change(model, digits):
     found = finding(diagnose(model, x, labels, ra.ThreatModel("l0", 3)), "discontinuous")
     assert found.verdict == "pass"
     assert not math.isnan(found.value or 0.0)
+    assert "On the way to an image of another class a logit" in found.explanation
+
+
+@pytest.mark.parametrize(("norm", "eps", "verdict"), [("linf", 0.1, "pass"), ("l0", 3, "not run")])
+def test_without_another_class_there_is_one_way_less(norm, eps, verdict, model, digits):
+    rows = (digits.test.labels == 3).nonzero().squeeze(1)[:8]
+    x, labels = digits.test.images(rows), digits.test.labels[rows]
+    found = finding(diagnose(model, x, labels, ra.ThreatModel(norm, eps)), "discontinuous")
+    assert found.verdict == verdict
+    assert "an image of another class" not in found.explanation

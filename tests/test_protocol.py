@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from test_mending import BRIEF, THREAT, doubting
 from torch import nn
 from zoo import Closed, Noisy, Quantised
@@ -101,6 +102,22 @@ def test_where_it_is_not_what_was_published_it_says_so(
     assert found is not None
     assert found.departures == (() if told is None else (told,))
     assert ("not as published" in verdict(result)) == (told is not None)
+
+
+@pytest.mark.parametrize(("classes", "targets", "told"), [
+    (2, 0, "with margins in place of DLR, which takes 4 classes"), (4, 0, None),
+    (4, 1, "with margins in place of DLR, which takes 5 classes"), (5, 1, None),
+])  # fmt: skip
+def test_few_classes_have_no_dlr(classes, targets, told, monkeypatch):
+    stages = (Stage(APGD(steps=1)), Stage(APGD(loss="dlr", steps=1, targets=targets)))
+    given = replace(get_preset("autoattack"), stages=stages)
+    monkeypatch.setitem(presets.PRESETS, "autoattack", given)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(100, 1, 2, 2, generator=generator), torch.arange(100) % classes
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, classes))
+    result = ra.audit(model, ra.data.from_arrays(x, y), THREAT, **{**ASKED, "max_samples": 4})
+    assert result.protocol is not None
+    assert result.protocol.departures == (() if told is None else (told,))
 
 
 def test_without_gradients_the_search_alone_is_left_of_it(short, model, digits):

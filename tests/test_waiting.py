@@ -392,7 +392,7 @@ class Blinded(PGD):
     def step(self, oracle: Oracle, state: State, iteration: int) -> State:
         if iteration % 3 == 2:
             x = state["x"].clone()
-            x[::2, :, 0, 0] = torch.nan
+            x[::2, :, 4, 4] = torch.nan
             oracle.forward(x)
         return super().step(oracle, state, iteration)
 
@@ -401,7 +401,7 @@ class Blinded(PGD):
 @pytest.mark.parametrize("kind", [PGD, Blinded])
 @pytest.mark.parametrize("eps", [0.02, 0.1])
 def test_judged_together_as_one_by_one(digits_model, digits, monkeypatch, kind, targeted, eps):
-    # The odd pixel has no say.
+    # A pixel that is no number counts as a dark one.
     model = nn.Sequential(_Mended(), digits_model)
     x, labels = digits.test.images(slice(0, 43)), digits.test.labels[:43]
     if targeted:
@@ -415,6 +415,19 @@ def test_judged_together_as_one_by_one(digits_model, digits, monkeypatch, kind, 
     assert same(*found)
     assert found[0].adversarial.isfinite().all()
     assert not found[0].success.all()
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize("eps", [0.02, 0.1])
+def test_images_that_are_no_numbers_have_no_say_where_asking_waits(digits_model, digits, eps):
+    model, threat = nn.Sequential(_Mended(), digits_model), ThreatModel("linf", eps)
+    x, labels = digits.test.images(slice(0, 43)), digits.test.labels[:43]
+    random = SampleRandom.create(3, torch.arange(43))
+    found, often = (
+        run(Blinded(steps=12), model, x, labels, threat, random=random, spacing=spacing)
+        for spacing in (8, 1)
+    )
+    assert same(found, often)
 
 
 class _Mended(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustann.attacks import APGD
 from robustann.auditing.presets import AuditConfig, get_preset
 from robustann.auditing.remedies import LogProbabilities, Plan
 from robustann.results import AuditResult, Interval, Protocol
@@ -43,6 +44,14 @@ def protocol_alone(
         departures.append("with gradients through a part of the model")
     if made.draws != preset.draws:
         departures.append(f"averaged over {made.draws} draws")
+    # With fewer classes it is no more than a sign (see losses.py).
+    takes = [
+        5 if stage.attack.targets else 4
+        for stage in made.stages[: made.own]
+        if isinstance(stage.attack, APGD) and stage.attack.loss == "dlr"
+    ]
+    if len(result.class_names) < max(takes, default=0):
+        departures.append(f"with margins in place of DLR, which takes {max(takes)} classes")
     if isinstance(made.model, LogProbabilities):
         departures.append("on the logarithm of the output, which is a softmax")
     if config.precision != "float32":

@@ -25,7 +25,7 @@ from robustann.findings import Finding
 from robustann.rng import SampleRandom, stable_hash
 from robustann.threat import ThreatModel, check_images
 from robustann.trust.checks import CHECKS, conclude, not_run
-from robustann.trust.jumps import jumps
+from robustann.trust.jumps import jumps, ways
 
 _IMAGES = 32
 _DIRECTIONS = 4
@@ -548,16 +548,18 @@ def _discontinuous(
         return not_run(name, "The gradient was not found to be the slope where it is taken.")
     if threat.eps == 0:
         return not_run(name, "Nothing may be changed.")
+    ends = ways(x, labels, slope.nan_to_num(), threat)
+    if not ends:
+        return not_run(name, "In l0 it takes images of several classes, for there is no way up.")
     with torch.no_grad():
-        found = jumps(subject.logits, x, labels, slope.nan_to_num(), threat)
+        found = jumps(subject.logits, x, [*ends.values()])
     large = found > _JUMP
     count, share = int(large.sum()), float(large.double().mean())
     # One image alone may be a chance of rounding.
     failed = share > (CHECKS[name].threshold or 0.0) and count > 1
     seen = (
-        f"On the way up the gradient and to an image of another class a logit jumps by more than "
-        f"{_JUMP:.0%} of the spread of the logits for {count} of {len(x)} images, at most by "
-        f"{float(found.max()):.1%}."
+        f"On the way {' and '.join(ends)} a logit jumps by more than {_JUMP:.0%} of the spread of "
+        f"the logits for {count} of {len(x)} images, at most by {float(found.max()):.1%}."
     )
     return conclude(name, failed, seen, value=share)
 

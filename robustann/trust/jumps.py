@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,35 +14,31 @@ from robustann.threat import ThreatModel
 _PARTS, _HALVINGS = 8, 10
 
 
-def jumps(
-    answer: Callable[[Tensor], Tensor],
-    x: Tensor,
-    labels: Tensor,
-    slope: Tensor,
-    threat: ThreatModel,
-) -> Tensor:
-    """The largest jump of a logit within the threat model that is found for each image (N,), as a
-    share of the spread of the logits; some 36 forwards an image.
+def ways(x: Tensor, labels: Tensor, slope: Tensor, threat: ThreatModel) -> dict[str, Tensor]:
+    """Where jumps are looked for: ends of ways from each image (N, C, H, W), by their names.
 
-    Looked for on two ways from each image: up the ``slope`` of the loss (in l0 there is none), and
-    towards the nearest of the other images that has another label, as far as the threat model
-    allows. A way is cut into
-    parts; where the logits change most is cut in half again and again. A change of a continuous
-    function shrinks with the part, a jump stays.
+    Up the ``slope`` of the loss (in l0 there is none), and towards the nearest of the other images
+    that has another label (where there are several), as far as the threat model allows.
     """
-    region = threat.region(x)
-    ends = []
+    region, ends = threat.region(x), {}
     if threat.norm != "l0":
-        ends.append(region.project(x + threat.steepest_step(slope, threat.eps)))
-    apart = torch.cdist(x.flatten(1), x.flatten(1))
+        ends["up the gradient"] = region.project(x + threat.steepest_step(slope, threat.eps))
     other = labels[:, None] != labels
-    if bool(other.any(1).all()):
+    if bool(other.any()):
+        apart = torch.cdist(x.flatten(1), x.flatten(1))
         nearest = apart.masked_fill(~other, torch.inf).argmin(1)
-        ends.append(region.project(x[nearest]))
-    found = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    for end in ends:
-        found = torch.maximum(found, _largest(answer, x, end))
-    return found
+        ends["to an image of another class"] = region.project(x[nearest])
+    return ends
+
+
+def jumps(answer: Callable[[Tensor], Tensor], x: Tensor, ends: Sequence[Tensor]) -> Tensor:
+    """The largest jump of a logit on the way to one of the ends that is found for each image (N,),
+    as a share of the spread of the logits; 19 forwards an image and way.
+
+    A way is cut into parts; where the logits change most is cut in half again and again. A change
+    of a continuous function shrinks with the part, a jump stays.
+    """
+    return torch.stack([_largest(answer, x, end) for end in ends]).amax(0)
 
 
 def _largest(answer: Callable[[Tensor], Tensor], x: Tensor, end: Tensor) -> Tensor:
