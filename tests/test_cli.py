@@ -126,6 +126,12 @@ def test_lists(run, what):
     assert expected[what] in out
 
 
+def test_listed_presets_say_where_a_stage_runs(run):
+    _, out, _ = run("list", "presets")
+    quick = [" ".join(line.split()) for line in out.split("standard ")[0].splitlines()]
+    assert {"mm:steps=15", "apgd:steps=15 in l1 alone"} <= {*quick}
+
+
 @pytest.mark.parametrize(
     "command", ["train", "attack", "audit", "report", "seal", "verify", "list"]
 )

@@ -73,8 +73,10 @@ def _presets() -> Iterator[tuple[str, str]]:
     for name, preset in PRESETS.items():
         yield name, preset.description
         for stage in preset.stages:
-            left = "" if stage.near is None else f"with at most {stage.near:.0%} of the margin left"
-            yield f"  {stage.attack.label}", left
+            when = [f"in {' and '.join(sorted(stage.norms))} alone"] if stage.norms else []
+            if stage.near is not None:
+                when.append(f"with at most {stage.near:.0%} of the margin left")
+            yield f"  {stage.attack.label}", ", ".join(when)
 
 
 def _checks() -> Iterator[tuple[str, str]]:
