@@ -31,7 +31,7 @@ ALIGNMENT = 8
 # Steps from one time to the next at which fallen samples leave, where asking waits for the device.
 _SPACING = 8
 # Looks in which nothing fell are judged together: so many, if their images need no more bytes.
-_TOGETHER, _HELD = 8, 2**26
+_TOGETHER, _HELD = 32, 2**24
 # What a search may compute in; what it finds is judged in float32.
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Of losses in float16.
