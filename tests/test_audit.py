@@ -10,9 +10,11 @@ import torch
 from attacking import lasting
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
+from zoo import Quantised
 
 import robustann as ra
-from robustann.attacks import engine
+from robustann.attacks import PGD, engine
+from robustann.attacks.engine import predict_logits
 from robustann.auditing import AuditConfig, parse_gate, passes, runner, with_gates
 from robustann.auditing.batching import find_batch_size
 
@@ -298,6 +300,18 @@ def test_estimate_bounds_what_the_audit_spends(model, digits):
     assert estimate.samples == 30
     assert spent <= estimate.propagations
     assert estimate.seconds > 0
+
+
+def test_estimate_knows_that_experiments_through_a_part_cost_more(model, digits):
+    quantised, asked = Quantised(model), {"class_names": digits.class_names}
+    right = predict_logits(quantised, digits.test.images(slice(0, 40))).argmax(1)
+    rows = (right == digits.test.labels[:40]).nonzero().squeeze(1)[:16]
+    threat, attacks = ra.ThreatModel("linf", 1e-4), (PGD(steps=1),)
+    audit = runner.Audit(AuditConfig(threat=threat, attacks=attacks, explain=False, curve=False))
+    estimate = audit.estimate(quantised, digits.test.subset(rows), **asked)
+    found = audit.run(quantised, digits.test.subset(rows), **asked)
+    assert found.trust_propagations > 800 * len(rows)
+    assert found.propagations <= estimate.propagations
 
 
 def test_batch_size_is_found_within_memory(model, digits, monkeypatch):

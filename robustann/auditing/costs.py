@@ -78,8 +78,9 @@ def estimated(
         forwards += made.draws * distances.cost[0] * (2 if made.only_seen else 1)
         backwards += made.draws * distances.cost[1]
     checked = min(TRUST_IMAGES, count) / count if config.trust else 0.0
-    forwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
-    backwards += made.draws * _TRUST_PROPAGATIONS * checked / 2
+    looks, slopes = _experiments(made)
+    forwards += looks * checked
+    backwards += slopes * checked
     seconds = count * (forwards * rate.forward + backwards * rate.backward)
     if made.seen is not None and made.only_seen:
         # What was timed were all draws.
@@ -113,11 +114,18 @@ def affordable(
     answer = mean * made.draws
     left = 60 * (config.minutes or 0.0) - spent
     if config.trust:
-        left -= _TRUST_PROPAGATIONS * min(TRUST_IMAGES, count) * answer
+        left -= sum(_experiments(made)) * min(TRUST_IMAGES, count) * mean
     if distances is not None:
         left -= sum(distances.cost) * count * answer
     left -= _further_forwards(config, made, shape, count) * rate.forward
     return max(1, int(left / (count * max(mean, 1e-12))))
+
+
+def _experiments(made: Plan) -> tuple[float, float]:
+    """Forwards and backwards of the trust checks' experiments on each image."""
+    half = made.draws * _TRUST_PROPAGATIONS / 2
+    # Each look at the model is one at the part too.
+    return (2 * half if made.leading is made.seen else half), half
 
 
 def _further_forwards(config: AuditConfig, made: Plan, shape: Sequence[int], count: int) -> int:
