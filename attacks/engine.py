@@ -350,6 +350,8 @@ class Oracle:
         self._pending: list[_Look] = []
         # Judged or not: an attack that is refused is refused always.
         self._last: _Look | None = None
+        # Whether samples may have fallen since some left.
+        self._fell = False
         # Images judged so far, in steps: the same for every batch.
         self._looks = 0
         self._rows = rows
@@ -604,6 +606,7 @@ class Oracle:
         self, look: _Look, prediction: Tensor, fallen: Tensor, gap: Tensor, claim: bool
     ) -> None:
         self._looks += 1
+        self._fell = True
         best, standing, x = self._best, self._standing, look.x
         if look.backwards:
             best["backwards"] += standing * look.backwards
@@ -680,10 +683,11 @@ class Oracle:
 
     def compact(self, state: State) -> State:
         """Drop the samples that have fallen, down to an aligned number of rows."""
-        if self._pending and not self._patient:
-            # Nothing fell in any of them.
+        if self._pending and not (self._patient or self._fell):
+            # Nothing fell in any of them, nor before.
             return state
         self._settle()
+        self._fell = False
         standing = int(self._standing.sum())
         size = standing + (-standing % ALIGNMENT)
         if size == len(self):

@@ -35,7 +35,7 @@ from robustann.attacks import (
 )
 from robustann.attacks.base import State
 from robustann.attacks.ddn import DDN
-from robustann.attacks.engine import AttackResult, Oracle, craft, run
+from robustann.attacks.engine import AttackResult, Oracle, craft, predict_logits, run
 from robustann.attacks.fmn import FMN
 from robustann.attacks.hopskipjump import HopSkipJump
 from robustann.attacks.losses import cross_entropy
@@ -428,6 +428,32 @@ def test_images_that_are_no_numbers_have_no_say_where_asking_waits(digits_model,
         for spacing in (8, 1)
     )
     assert same(found, often)
+
+
+class Back(PGD):
+    """Ends each step with a look at the originals, in which nothing falls."""
+
+    def step(self, oracle: Oracle, state: State, iteration: int) -> State:
+        state = super().step(oracle, state, iteration)
+        oracle.forward(state["x"])
+        oracle.forward(oracle.x)
+        return state
+
+
+def test_what_fell_leaves_whatever_was_shown_after_it(digits_model, digits):
+    x = digits.test.images(slice(0, 16))
+    labels, shown = predict_logits(digits_model, x).argmax(1), []
+
+    def counted(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shown.append(len(inputs[0]))
+
+    random = SampleRandom.create(0, torch.arange(16))
+    with digits_model.register_forward_pre_hook(counted):
+        threat = ThreatModel("linf", 0.5)
+        found = run(Back(steps=20), digits_model, x, labels, threat, random=random)
+    assert found.success.all()
+    # Not as many as 20 steps would ask.
+    assert sum(shown) < 16 * 20
 
 
 class _Mended(nn.Module):
