@@ -85,6 +85,8 @@ def test_a_curve_and_a_surrogate_add_to_the_protocol_too(short, model, digits):
     [
         (None, {"budget": 10}, THREAT, "ended by a budget of 10 propagations an image"),
         (None, {"budget": 10_000}, THREAT, None),
+        # It is spent, but all have fallen.
+        (None, {"budget": 4}, ra.ThreatModel("linf", eps=1), None),
         (None, {"precision": "bf16"}, THREAT, "searching in bf16"),
         (None, {}, ra.ThreatModel("l1", eps=1), "it was published for linf and l2"),
         (lambda model: nn.Sequential(model, nn.Softmax(1)), {}, THREAT,

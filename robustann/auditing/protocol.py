@@ -25,16 +25,14 @@ def protocol_alone(
         return None
     own = result.attacks[: made.own]
     clean = result.clean_samples
-    correct = [
+    left = [
         row
         for row, (guess, label) in enumerate(zip(clean.prediction, clean.label, strict=True))
-        if guess == label
+        if guess == label and not any(one.samples.success[row] for one in own)
     ]
     spent = [
-        sum(one.samples.forwards[row] + one.samples.backwards[row] for one in own)
-        for row in correct
+        sum(one.samples.forwards[row] + one.samples.backwards[row] for one in own) for row in left
     ]
-    left = sum(not any(one.samples.success[row] for one in own) for row in correct)
     departures = []
     if config.threat.norm not in _NORMS:
         departures.append(f"it was published for {' and '.join(_NORMS)}")
@@ -61,7 +59,7 @@ def protocol_alone(
     return Protocol(
         name=preset.protocol,
         attacks=tuple(one.label for one in own),
-        accuracy=left / result.n,
-        interval=Interval.of_rate(left, result.n),
+        accuracy=len(left) / result.n,
+        interval=Interval.of_rate(len(left), result.n),
         departures=tuple(departures),
     )
