@@ -552,6 +552,8 @@ def test_findings_of_plain_data() -> None:
     assert last_tenth([5, 5], [3, 3], [2, 2], 20).verdict == "fail"
     assert last_tenth([5, 5], [2.01, 2], [2, 2], 20).verdict == "pass"
     assert last_tenth([5.0], [5.0], [5.0], 20).value == 0
+    # One image alone says nothing.
+    assert last_tenth([5.0], [3.0], [2.0], 20).verdict == "pass"
     silent = lost_on_the_way(share(40), share(20))
     assert (silent.verdict, silent.value) == ("fail", 0.2)
     assert silent.remedy
