@@ -160,3 +160,21 @@ def test_without_another_class_there_is_one_way_less(norm, eps, verdict, model, 
     found = finding(diagnose(model, x, labels, ra.ThreatModel(norm, eps)), "discontinuous")
     assert found.verdict == verdict
     assert "an image of another class" not in found.explanation
+
+
+class Step(nn.Module):
+    """A plane with a step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.flatten(1).sum(1)
+        return torch.stack([3 - total - 2 * (total > 1.9), total], 1)
+
+
+@pytest.mark.parametrize(("near", "verdict"), [(1, "pass"), (2, "fail")])
+def test_one_image_alone_does_not_make_a_model_jump(near, verdict):
+    x = torch.full((8, 1, 2, 2), 0.05)
+    x[:near] = 0.5
+    labels = Step()(x).argmax(1)
+    x[:near] -= torch.arange(near).view(-1, 1, 1, 1) / 100
+    found = finding(diagnose(Step(), x, labels, ra.ThreatModel("linf", 0.1)), "discontinuous")
+    assert (found.verdict, found.value) == (verdict, near / 8)
