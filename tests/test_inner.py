@@ -8,6 +8,7 @@ from torch import nn
 from zoo import Closed, Detached, Quantised
 
 import robustann as ra
+from robustann.auditing import runner
 from robustann.auditing.inner import SeenThrough, differentiable_part
 
 
@@ -121,7 +122,7 @@ def test_what_looking_for_a_part_costs_is_counted(make, draws, slopes):
     assert spent == layer.images + draws * sum(slopes)
 
 
-def test_looking_for_a_part_and_probing_through_it_are_part_of_the_price(slopes):
+def test_looking_for_a_part_and_probing_through_it_are_part_of_the_price(slopes, monkeypatch):
     layer = Counting()
     x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     labels, model = layer(x).argmax(1), Quantised(layer)
@@ -135,6 +136,13 @@ def test_looking_for_a_part_and_probing_through_it_are_part_of_the_price(slopes)
     # Batches are filled up to whole groups of rows, and what fits, and how fast, is looked at too.
     measured = layer.images + sum(slopes)
     assert 0.75 * measured < found.propagations <= measured
+
+    def dearer(*args, **kwargs):
+        part, spent = differentiable_part(*args, **kwargs)
+        return part, spent + 1000
+
+    monkeypatch.setattr(runner, "differentiable_part", dearer)
+    assert ra.audit(*trial, **asked).propagations == found.propagations + 1000
 
 
 def test_tails_of_sequences_are_parts(model, digits):
