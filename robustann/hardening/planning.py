@@ -21,12 +21,12 @@ from robustann.defenses.registry import Defense, as_defense, check_together, par
 from robustann.defenses.sanitizers import Sanitized, Sanitizer
 from robustann.defenses.steps import StepWrapper
 from robustann.errors import DataError, ModelError, UsageError
+from robustann.hardening.sanitized import MEASURED_NORMS
 from robustann.metrics import wilson_interval
 from robustann.models import create_model, resolve_device, tensor_digest
 from robustann.threat import ThreatModel
 from robustann.training import StandardStep, TrainConfig
 
-_SANITIZERS_KNOW = ("linf", "l2")
 # Of the way from guessing to no error, what a network that was never trained may have by luck.
 _LUCK = 0.1
 _LOOKED_AT = 2000
@@ -107,7 +107,7 @@ def planned(
     check_together(chosen)
     threat = config.threat
     sanitizers = tuple(one.made() for one in chosen if one.kind == "sanitizer")
-    if sanitizers and threat.norm not in _SANITIZERS_KNOW:
+    if sanitizers and threat.norm not in MEASURED_NORMS:
         raise UsageError(
             "expected the norm linf or l2, in which sanitizers can be measured, got "
             f"{threat.norm}; choose one of these, or leave the sanitizers out"
