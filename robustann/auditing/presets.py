@@ -31,7 +31,8 @@ class Stage:
     # Through a part of the model that has gradients (see inner.py), where the plan has one.
     through: bool = False
     # The norms in which it pays, where these are not all that its attack knows.
-    norms: frozenset[str] | None = None
+    # In order: what a stopped audit left is known by this text.
+    norms: tuple[str, ...] | None = None
 
     def fits(self, threat: ThreatModel) -> bool:
         """Whether it is of use against this threat model."""
@@ -88,8 +89,8 @@ def _alternating(
 
 
 # In l1, where a step changes few pixels, margins and cross-entropy find different images.
-_L1 = frozenset({"l1"})
-_LINF_L2 = frozenset({"linf", "l2"})
+_L1 = ("l1",)
+_LINF_L2 = ("linf", "l2")
 
 PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
