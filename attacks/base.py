@@ -103,6 +103,34 @@ class Attack(ABC):
         return f"{self.name}:{','.join(changed)}" if changed else self.name
 
 
+@dataclass(frozen=True, kw_only=True)
+class QueryAttack(Attack):
+    """Base of attacks that ask for one forward a step and for no gradient.
+
+    Args:
+        queries: forwards a sample.
+
+    >>> from robustann.attacks import Square
+    >>> attack = Square(queries=100)
+    >>> attack.iterations, attack.cost
+    (99, (100, 0))
+    """
+
+    queries: int = 5000
+
+    def __post_init__(self) -> None:
+        at_least("queries", self.queries, 1)
+
+    @property
+    def iterations(self) -> int:
+        # The engine looks at the last proposal itself.
+        return self.queries - 1
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.queries, 0
+
+
 def at_least(what: str, value: float, least: float) -> None:
     """Refuse a hyper-parameter below its least value.
 

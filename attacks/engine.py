@@ -529,12 +529,10 @@ class Oracle:
 
     def _claims(self) -> bool:
         """Whether the last query seems to have brought any sample down that still stood."""
-        prediction = self.logits.argmax(1)
-        if not self.threat.targeted and torch.equal(prediction, self.labels):
+        if not self.threat.targeted and torch.equal(self.logits.argmax(1), self.labels):
+            # At less than the question below, where nothing falls.
             return False
-        hit = prediction == self.labels
-        fallen = hit if self.threat.targeted else ~hit
-        return bool((fallen & self._standing).any())
+        return bool((self.fallen & self._standing).any())
 
     def _settle(self) -> None:
         """Judge what waits for it, in the order in which it was shown."""

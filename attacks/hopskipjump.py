@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robustann.attacks.base import Access, Attack, State, at_least
+from robustann.attacks.base import Access, QueryAttack, State, at_least
 
 if TYPE_CHECKING:
     from robustann.attacks.engine import Oracle
@@ -32,7 +32,7 @@ class _Query(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HopSkipJump(Attack):
+class HopSkipJump(QueryAttack):
     """Estimates the boundary's normal from decisions, steps along it, and bisects back to the
     boundary (Chen, Jordan and Wainwright, S&P 2020).
 
@@ -59,21 +59,11 @@ class HopSkipJump(Attack):
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
     minimum_norm: ClassVar[bool] = True
 
-    queries: int = 5000
     probes: int = 10
 
     def __post_init__(self) -> None:
-        at_least("queries", self.queries, 1)
+        super().__post_init__()
         at_least("probes", self.probes, 1)
-
-    @property
-    def iterations(self) -> int:
-        # The engine looks at the last proposal itself.
-        return self.queries - 1
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        return self.queries, 0
 
     def init(self, oracle: Oracle) -> State:
         x = oracle.x

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from robustann.attacks.base import Access, Attack, State, at_least
+from robustann.attacks.base import Access, QueryAttack, State
 from robustann.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayS(Attack):
+class RayS(QueryAttack):
     """Flips blocks of a sign vector, and keeps what is adversarial nearer by (Chen and Gu, KDD
     2020).
 
@@ -44,25 +44,15 @@ class RayS(Attack):
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
     minimum_norm: ClassVar[bool] = True
 
-    queries: int = 5000
     tolerance: float = 0.001
     start: str = "ones"
 
     def __post_init__(self) -> None:
-        at_least("queries", self.queries, 1)
+        super().__post_init__()
         if not 0 < self.tolerance < 1:
             raise UsageError(f"expected tolerance above 0 and under 1, got {self.tolerance}")
         if self.start not in ("ones", "best"):
             raise UsageError(f"expected start as ones or best, got '{self.start}'")
-
-    @property
-    def iterations(self) -> int:
-        # The engine looks at the last proposal itself.
-        return self.queries - 1
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        return self.queries, 0
 
     def init(self, oracle: Oracle) -> State:
         flat = oracle.x.flatten(1)

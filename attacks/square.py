@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from robustann.attacks.base import Access, Attack, State, at_least
+from robustann.attacks.base import Access, QueryAttack, State
 from robustann.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square(Attack):
+class Square(QueryAttack):
     """Random squares at the edge of the ball; what lowers the margin stays (Andriushchenko et al.,
     ECCV 2020).
 
@@ -47,25 +47,15 @@ class Square(Attack):
     access: ClassVar[Access] = "score"
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
 
-    queries: int = 5000
     p: float = 0.8
     start: str = "stripes"
 
     def __post_init__(self) -> None:
-        at_least("queries", self.queries, 1)
+        super().__post_init__()
         if not 0 < self.p <= 1:
             raise UsageError(f"expected p above 0 and at most 1, got {self.p}")
         if self.start not in ("stripes", "best"):
             raise UsageError(f"expected start as stripes or best, got '{self.start}'")
-
-    @property
-    def iterations(self) -> int:
-        # The engine looks at the last proposal itself.
-        return self.queries - 1
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        return self.queries, 0
 
     def init(self, oracle: Oracle) -> State:
         known = {"best": oracle.best, "value": oracle.best_margin}

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustann.attacks.engine import AttackResult, predict_logits
+from robustann.attacks.base import Attack
+from robustann.attacks.engine import AttackResult, predict_logits, run
 from robustann.results import AuditResult
 from robustann.rng import SampleRandom
+from robustann.threat import ThreatModel
 
 
 def streams(count: int, seed: int = 0) -> SampleRandom:
@@ -25,6 +27,31 @@ def streams(count: int, seed: int = 0) -> SampleRandom:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+class Decision(nn.Module):
+    """The predicted class alone, one-hot."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
+
+
+def in_batches(
+    attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel,
+    size: int, seed: int = 0, known: bool = False,
+) -> AttackResult:  # fmt: skip
+    parts = []
+    for rows in torch.arange(len(x)).split(size):  # type: ignore[no-untyped-call]
+        random = SampleRandom.create(seed, rows)
+        parts.append(
+            run(attack, model, x[rows], labels[rows], threat, random=random, known_correct=known)
+        )
+    return AttackResult.concatenate(parts)
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Sequential:

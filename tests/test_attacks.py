@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from attacking import equal, streams
+from attacking import equal, in_batches, streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ from robustann.attacks.base import at_least
 from robustann.attacks.engine import Oracle, predict_logits, run
 from robustann.attacks.losses import LOSSES, cross_entropy, dlr, get_loss, margin, slope_of
 from robustann.errors import UsageError
-from robustann.rng import SampleRandom
 from robustann.threat import NORMS, ThreatModel
 
 EPS = {"linf": 0.15, "l2": 1.0, "l1": 6.0, "l0": 8.0}
@@ -136,11 +135,7 @@ def test_contract(
         assert result.backwards[already].tolist() == [0] * int(already.sum())
 
     assert equal(run(attack, weak, x, labels, threat, random=streams(40)), result)
-    parts = [
-        run(attack, weak, x[rows], labels[rows], threat, random=SampleRandom.create(0, rows))
-        for rows in torch.arange(40).split(7)  # type: ignore[no-untyped-call]
-    ]
-    assert equal(AttackResult.concatenate(parts), result)
+    assert equal(in_batches(attack, weak, x, labels, threat, 7), result)
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from attacking import generator, linear, streams
+from attacking import generator, in_batches, linear, streams
 from torch import Tensor, nn
 
 from robustann.attacks import FGSM, PGD, Attack, AttackResult, UniformNoise
@@ -755,19 +755,6 @@ def test_a_model_that_draws_random_numbers_repeats_itself() -> None:
 
 
 # ---------------------------------------------------------------- seeds, batches and shapes
-
-
-def in_batches(
-    attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel,
-    size: int, seed: int = 0, known: bool = False,
-) -> AttackResult:  # fmt: skip
-    parts = []
-    for rows in torch.arange(len(x)).split(size):  # type: ignore[no-untyped-call]
-        random = SampleRandom.create(seed, rows)
-        parts.append(
-            run(attack, model, x[rows], labels[rows], threat, random=random, known_correct=known)
-        )
-    return AttackResult.concatenate(parts)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attacking import streams
+from attacking import Decision, in_batches, streams
 from torch import Tensor, nn
 
 import robustann as ra
 from robustann.attacks import HopSkipJump, Square, parse_attack
-from robustann.attacks.engine import AttackResult, predict_logits, run
+from robustann.attacks.engine import predict_logits, run
 from robustann.errors import UsageError
-from robustann.rng import SampleRandom
 from robustann.threat import NORMS, ThreatModel
 
 EPS = {"linf": 0.4, "l2": 1.0, "l1": 2.0}
-
-
-class Decision(nn.Module):
-    """The predicted class alone, one-hot."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.inner(x)
-        return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +90,7 @@ def test_rows_do_not_hang_on_their_batch(model: nn.Module, digits: ra.ImageData)
     x, labels = digits.test.images(slice(0, 13)), digits.test.labels[:13]
     threat, attack = ThreatModel("l2", 0.5), HopSkipJump(queries=150)
     whole = run(attack, Decision(model), x, labels, threat, random=streams(13))
-    parts = [
-        run(attack, Decision(model), x[rows], labels[rows], threat,
-            random=SampleRandom.create(0, rows))
-        for rows in torch.arange(13).split(5)  # type: ignore[no-untyped-call]
-    ]  # fmt: skip
-    joined = AttackResult.concatenate(parts)
+    joined = in_batches(attack, Decision(model), x, labels, threat, 5)
     assert torch.equal(whole.adversarial, joined.adversarial)
     assert torch.equal(whole.forwards, joined.forwards)
 

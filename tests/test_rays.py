@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attacking import streams
+from attacking import Decision, in_batches, streams
 from torch import Tensor, nn
 
 import robustann as ra
 from robustann.attacks import Square, parse_attack
-from robustann.attacks.engine import AttackResult, predict_logits, run
+from robustann.attacks.engine import predict_logits, run
 from robustann.attacks.rays import RayS
 from robustann.errors import UsageError
-from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
-
-
-class Decision(nn.Module):
-    """The predicted class alone, one-hot; counts the images it is shown."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.inner(x)
-        return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
 
 
 def linear() -> nn.Sequential:
@@ -119,12 +106,7 @@ def test_rows_do_not_hang_on_their_batch(model: nn.Module, digits: ra.ImageData)
     # Long enough for some to begin anew.
     attack = RayS(queries=600)
     whole = run(attack, Decision(model), x, labels, threat, random=streams(21))
-    parts = [
-        run(attack, Decision(model), x[rows], labels[rows], threat,
-            random=SampleRandom.create(0, rows))
-        for rows in torch.arange(21).split(5)  # type: ignore[no-untyped-call]
-    ]  # fmt: skip
-    joined = AttackResult.concatenate(parts)
+    joined = in_batches(attack, Decision(model), x, labels, threat, 5)
     assert torch.equal(whole.adversarial, joined.adversarial)
     assert torch.equal(whole.forwards, joined.forwards)
 

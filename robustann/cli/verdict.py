@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from robustann.cli.options import share
 
 if TYPE_CHECKING:
-    from robustann.results import AttackOutcome, AuditResult, Corruptions, Weights
+    from robustann.results import AttackOutcome, AuditResult, Corruptions, Interval, Weights
+
+
+def _accuracy(kind: str, value: float, interval: Interval) -> str:
+    return (
+        f"{kind} accuracy {share(value)} (95 % interval {share(interval.low)} to "
+        f"{share(interval.high)})"
+    )
 
 
 def _certified(result: AuditResult) -> list[str]:
@@ -17,10 +24,8 @@ def _certified(result: AuditResult) -> list[str]:
     found = result.certificate
     if found is None:
         return []
-    line = (
-        f"certified accuracy {share(found.certified_accuracy)} (95 % interval "
-        f"{share(found.interval.low)} to {share(found.interval.high)}), proven ({found.method})"
-    )
+    accuracy = _accuracy("certified", found.certified_accuracy, found.interval)
+    line = f"{accuracy}, proven ({found.method})"
     if found.crossed:
         line += f"; but {len(found.crossed)} certified samples were broken: one of both is wrong"
     return [line]
@@ -31,10 +36,7 @@ def _protocol(result: AuditResult) -> list[str]:
     found = result.protocol
     if found is None:
         return []
-    line = (
-        f"robust accuracy {share(found.accuracy)} (95 % interval {share(found.interval.low)} to "
-        f"{share(found.interval.high)}) by {found.words}"
-    )
+    line = f"{_accuracy('robust', found.accuracy, found.interval)} by {found.words}"
     more = round((found.accuracy - result.robust_accuracy) * result.n)
     return [f"{line}; {more} more fell to what the audit added" if more else line]
 
@@ -45,9 +47,8 @@ def verdict(result: AuditResult) -> str:
 
     worst = result.worst_case.scores
     lines = [
-        f"robust accuracy {share(worst.accuracy)} (95 % interval {share(worst.interval.low)} to "
-        f"{share(worst.interval.high)}), clean accuracy {share(result.clean_accuracy)}, "
-        f"{result.n} images",
+        f"{_accuracy('robust', worst.accuracy, worst.interval)}, clean accuracy "
+        f"{share(result.clean_accuracy)}, {result.n} images",
         *_protocol(result),
         *_certified(result),
         result.threat.words,
