@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from robustann.attacks.relaxed import leaky_backward
 from robustann.errors import DataError, ModelError, UsageError, unknown_name
 from robustann.memory import keep_freed
 from robustann.rng import SampleRandom, stable_hash
-from robustann.threat import ThreatModel, asking_waits, check_images
+from robustann.threat import Region, ThreatModel, asking_waits, check_images
 
 ALIGNMENT = 8
 # Steps from one time to the next at which fallen samples leave, where asking waits for the device.
@@ -245,10 +246,27 @@ def _seed_model(devices: Iterable[torch.device], number: int) -> None:
 
 def _mean_logits(model: nn.Module, x: Tensor, draws: int) -> Tensor:
     """The logits of ``x``, averaged over so many calls of a randomised model."""
-    logits = _check_logits(model(x), len(x))
-    for _ in range(draws - 1):
-        logits = logits + _check_logits(model(x), len(x))
+    version = x._version
+    try:
+        logits = _check_logits(model(x), len(x))
+        for _ in range(draws - 1):
+            logits = logits + _check_logits(model(x), len(x))
+    except RuntimeError as error:
+        # What torch says where the gradient with respect to ``x`` is asked for.
+        if "leaf Variable that requires grad" not in str(error):
+            raise
+        raise _changed_input() from error
+    if x._version != version:
+        raise _changed_input()
     return logits / draws if draws > 1 else logits
+
+
+def _changed_input() -> ModelError:
+    return ModelError(
+        "expected a model that leaves the images as they are that it is given, got one that "
+        "changes them in place; make new ones in its forward pass (x = x - mean, not "
+        "x.sub_(mean), and no inplace=True in its first layer)"
+    )
 
 
 def _aligned_rows(count: int, device: torch.device) -> Tensor:
@@ -298,6 +316,8 @@ class Oracle:
     Every query is counted and judged; M shrinks between steps as samples fall. Some rows may be
     padding; attacks need not know which. To judge is to wait for the device: a ``patient`` oracle
     puts it off until samples leave, or somebody asks for what hangs on it, with the same outcome.
+    A success is confirmed by a forward of its own, at once; a ``provisional`` oracle lets the
+    sample go, and confirms all of them together in :meth:`confirm`.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
     >>> _ = model[1].weight.data.copy_(torch.eye(2))  # each pixel is a logit
@@ -326,6 +346,7 @@ class Oracle:
         precision: str = "float32",
         patient: bool = False,
         judge: nn.Module | None = None,
+        provisional: bool = False,
     ) -> None:
         count = len(x)
         rows = _aligned_rows(count, x.device)
@@ -334,6 +355,8 @@ class Oracle:
         self.labels = labels[rows]
         reach = threat.with_eps(threat.widest(x[0].numel())) if minimum_norm else threat
         self.region = reach.region(self.x)
+        # Of all that came, for those that have left.
+        self._came = (self.region, self.labels)
         self.random = self._streams = random.select(rows)
         self.logits = torch.empty(0, device=x.device)
         self._model = model
@@ -347,6 +370,7 @@ class Oracle:
         self._scale = _SCALE if self._low is torch.float16 else 1.0
         # Of a minimum-norm attack nothing is confirmed on the way, so nothing waits.
         self._patient = patient and not minimum_norm
+        self._provisional = provisional
         self._pending: list[_Look] = []
         # Judged or not: an attack that is refused is refused always.
         self._last: _Look | None = None
@@ -618,7 +642,10 @@ class Oracle:
             asked = best["forwards"]
             if claim:
                 claimed = standing & fallen
-                x, prediction, fallen, gap = self._confirmed(x, prediction, fallen, gap, claimed)
+                if not self._provisional:
+                    x, prediction, fallen, gap = self._confirmed(
+                        x, prediction, fallen, gap, claimed
+                    )
                 best["forwards"] = best["forwards"] + claimed * self._draws
             better = standing & (fallen | (gap < best["margin"]))
         new = standing & fallen & ~best["success"]
@@ -664,15 +691,23 @@ class Oracle:
             # Who claims it has fallen in an earlier look.
             return x, prediction, fallen, gap
         rows = found[_aligned_rows(len(found), found.device)]
-        images = self.region.select(rows).project(x[rows])
+        images, *outcome = self._look_again(
+            x[rows], self.region.select(rows), self.labels[rows], self.random.seed, self._looks
+        )
+        x, prediction, fallen, gap = x.clone(), prediction.clone(), fallen.clone(), gap.clone()
+        x[rows], (prediction[rows], fallen[rows], gap[rows]) = images, outcome
+        return x, prediction, fallen, gap
+
+    def _look_again(
+        self, x: Tensor, region: Region, labels: Tensor, *names: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The images projected once more, and the outcome of a forward of their own."""
+        images = region.project(x)
         # Whether anything is confirmed hangs on the batch; what a randomised model draws next must
         # not.
-        with torch.no_grad(), _own_draws(images.device, "confirm", self.random.seed, self._looks):
+        with torch.no_grad(), _own_draws(images.device, "confirm", *names):
             logits = _mean_logits(self._confirming, images, self._draws)
-        again, holds, margins = self._outcome(images.flatten(1).sum(1), logits, self.labels[rows])
-        x, prediction, fallen, gap = x.clone(), prediction.clone(), fallen.clone(), gap.clone()
-        x[rows], prediction[rows], fallen[rows], gap[rows] = images, again, holds, margins
-        return x, prediction, fallen, gap
+        return images, *self._outcome(images.flatten(1).sum(1), logits, labels)
 
     def restart(self, start: int) -> None:
         """Fresh random streams for the samples that still stand."""
@@ -706,6 +741,11 @@ class Oracle:
         self._best = {name: value[keep] for name, value in self._best.items()}
         return {name: value[keep] for name, value in state.items()}
 
+    def only(self, samples: Tensor) -> None:
+        """Let all other samples go (a mask of those that came, (N,))."""
+        self._standing = self._standing & samples[self._rows]
+        self.compact({})
+
     def _flush(self, positions: Tensor) -> None:
         positions = positions[self._real[positions]]
         rows = self._rows[positions]
@@ -724,6 +764,22 @@ class Oracle:
             return {name: value[: self._count].clone() for name, value in self._best.items()}
         self._flush(torch.arange(len(self), device=self._rows.device))
         return self._kept
+
+    def confirm(self, kept: State) -> Tensor:
+        """Confirm, in what :meth:`finish` gave, each success of a provisional oracle, whose forward
+        is counted already; which samples' success does not hold (N,)."""
+        claims = kept["success"].nonzero().squeeze(1)
+        refuted = torch.zeros_like(kept["success"])
+        if not len(claims):
+            return refuted
+        rows = claims[_aligned_rows(len(claims), claims.device)]
+        region, labels = self._came
+        images, prediction, holds, gap = self._look_again(
+            kept["adversarial"][rows], region.select(rows), labels[rows], self._streams.seed
+        )
+        kept["adversarial"][rows], kept["prediction"][rows] = images, prediction
+        kept["margin"][rows], refuted[rows] = gap, ~holds
+        return refuted
 
 
 def run(
@@ -745,7 +801,11 @@ def run(
     """Attack one batch of images and judge the outcome.
 
     A sample that has fallen leaves the batch; each success is confirmed by a forward of
-    its own in float32 on the final image, projected once more.
+    its own in float32 on the final image, projected once more. That forward comes at the end, for
+    all that have fallen in one batch; a sample whose success does not hold there (a lucky draw of a
+    randomised model, an image outside the region) is attacked once more from the start, and what it
+    spent before counts too. With a ``limit``, several ``draws``, a ``judge`` or in low precision it
+    comes at once, and the sample goes on.
 
     Args:
         attack: what to run.
@@ -809,8 +869,13 @@ def run(
     spacing = spacing or (_SPACING if asking_waits(device) else 1)
     streams = random.to(device).fork(attack.label)
     frozen_judge = nullcontext() if judge is None else frozen(judge, random.seed)
+    late = low or judge is not None
+    # Several draws are asked of models whose claims often do not hold; of a limit nothing is left
+    # to run a sample again; of a minimum-norm attack nothing is confirmed on the way.
+    provisional = not (late or attack.minimum_norm or draws > 1 or limit is not None)
     with frozen(model, random.seed), frozen_judge:
-        oracle = Oracle(
+        begun = partial(
+            Oracle,
             model,
             x,
             labels,
@@ -824,27 +889,53 @@ def run(
             patient=spacing > 1,
             judge=judge,
         )
-        if not known_correct:
-            oracle.forward(oracle.x)
-            oracle.compact({})
-        for start in range(attack.starts):
-            if not len(oracle):
-                break
-            oracle.restart(start)
-            state = attack.init(oracle)
-            for iteration in range(attack.iterations):
-                state = attack.step(oracle, state, iteration)
-                done = iteration + 1
-                if done % spacing == 0 or (done < spacing and done & iteration == 0):
-                    state = oracle.compact(state)
-                    if not len(oracle):
-                        break
-            else:
-                oracle.forward(state["x"])
-                oracle.compact({})
+        oracle = begun(provisional=provisional)
+        _search(attack, oracle, spacing, known_correct)
         kept = oracle.finish()
-        late = low or judge is not None
+        refuted = oracle.confirm(kept) if provisional else None
+        if refuted is not None and bool(refuted.any()):
+            oracle = begun()
+            oracle.only(refuted)
+            # The same draws of a randomised model as at the start, however long the search was.
+            with _own_draws(device, "model", random.seed):
+                _search(attack, oracle, spacing, known_correct)
+            kept = _replaced(kept, oracle.finish(), refuted)
         return _verified(kept, judge or model, x, labels, threat, attack, draws, streams.seed, late)
+
+
+def _search(attack: Attack, oracle: Oracle, spacing: int, known_correct: bool) -> None:
+    """All starts of an attack, on the samples that the oracle holds."""
+    if not known_correct:
+        oracle.forward(oracle.x)
+        oracle.compact({})
+    for start in range(attack.starts):
+        if not len(oracle):
+            break
+        oracle.restart(start)
+        state = attack.init(oracle)
+        for iteration in range(attack.iterations):
+            state = attack.step(oracle, state, iteration)
+            done = iteration + 1
+            if done % spacing == 0 or (done < spacing and done & iteration == 0):
+                state = oracle.compact(state)
+                if not len(oracle):
+                    break
+        else:
+            oracle.forward(state["x"])
+            oracle.compact({})
+
+
+def _replaced(kept: State, again: State, rows: Tensor) -> State:
+    """``kept`` with what a second search found in these rows (a mask); what the first one spent
+    there was spent, and goes before it."""
+    for name in ("forwards", "backwards"):
+        again[name] = again[name] + kept[name]
+    found = again["first_success"]
+    again["first_success"] = torch.where(found < 0, found, found + kept["forwards"])
+    return {
+        name: torch.where(rows.view((-1,) + (1,) * (value.dim() - 1)), again[name], value)
+        for name, value in kept.items()
+    }
 
 
 def _verified(
