@@ -299,7 +299,11 @@ class _Look:
 
 def _pixel_sums(looks: Sequence[_Look]) -> Tensor:
     """Of each image: no number where one of its pixels is none."""
-    return torch.cat([look.x.flatten(1).sum(1) for look in looks])
+    return _joined([look.x.flatten(1).sum(1) for look in looks])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Oracle:
@@ -570,9 +574,9 @@ class Oracle:
         # Where nothing fell, a look at the best images is enough, if it costs nothing.
         costly = self._patient or asking_waits(self.x.device)
         quiet = not (alone or costly or any(claims))
-        logits = torch.cat([look.logits for look in looks])
+        logits = _joined([look.logits for look in looks])
         sums = logits[:, 0] if quiet else _pixel_sums(looks)
-        outcome = self._outcome(sums, logits, self.labels.repeat(len(looks)))
+        outcome = self._outcome(sums, logits, _joined([self.labels] * len(looks)))
         shape = (len(looks), len(self))
         prediction, fallen, gap = (value.view(shape) for value in outcome)
         if self._patient:
@@ -729,8 +733,8 @@ class Oracle:
         order = torch.argsort(self._standing.logical_not().to(torch.uint8), stable=True)
         keep, leave = order[:size].sort().values, order[size:]
         self._flush(leave)
-        self.x, self.labels = self.x[keep], self.labels[keep]
         self.region, self.random = self.region.select(keep), self.random.select(keep)
+        self.x, self.labels = self.region.x, self.labels[keep]
         self._streams = self._streams.select(keep)
         if len(self.logits):
             self.logits = self.logits[keep]
