@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustann.attacks.engine import frozen
+from robustann.attacks import FMN
+from robustann.attacks.engine import frozen, run
 from robustann.attacks.losses import margin
 from robustann.auditing.batching import is_out_of_memory
 from robustann.auditing.straight import Straightened
+from robustann.rng import SampleRandom
+from robustann.threat import ThreatModel
 
 # Of the images, so many must get the same class from the part alone ...
 _AGREEMENT = 0.8
@@ -20,6 +23,9 @@ _AGREEMENT = 0.8
 _SLOPED = 0.9
 # A step of this share of the images' range must lead uphill for so many.
 _STEP, _UPHILL = 1 / 16, 0.75
+# Of two views that will do, each looks for nearest adversarial images in so many steps; what one
+# finds nearer by so much counts for it.
+_LOOKED, _NEARER = 20, 0.98
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,12 @@ class _Asked:
 
 
 def differentiable_part(
-    model: nn.Module, x: Tensor, labels: Tensor, seed: int, draws: int = 1
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    seed: int,
+    draws: int = 1,
 ) -> tuple[Part | None, int]:
     """The part of a model that could best be attacked in its place, None if there is none; and
     the propagations that looking for it took, forwards and backwards of single images.
@@ -139,34 +150,51 @@ def differentiable_part(
     It takes images of the same shape (where it stands in the model they may be changed ones),
     answers for the same classes, mostly agrees with the whole model on ``x`` (N, C, H, W), and has
     gradients there. Of several the one that agrees most is taken, the outermost of equals. Parts
-    are submodules and the tails of sequences of them; where none will do, the model itself, if it
-    has gradients once its steps without one are taken for the identity. Of a randomised model,
+    are submodules and the tails of sequences of them. Or it is the model itself, if it has
+    gradients once its steps without one are taken for the identity: a part knows nothing of what
+    stands before it, such as the levels that an image is rounded to, and the model as a whole may
+    have steps that the identity stands in for badly. Where both will do, an attack tells which
+    leads nearer: one of minimum norm, in the norm of ``threat``, on ``x``. Of a randomised model,
     whose answers are averaged over ``draws``, the model itself comes first: a part may know nothing
     of what is drawn.
     """
-    found: list[Part] = []
+    parts: list[Part] = []
     asked = _Asked(x, draws)
     with frozen(model, seed):
         called = _called(model, asked)
         with torch.no_grad():
             whole = asked.answer(model, x)
-
-        def straightened() -> None:
-            straight = Straightened(model)
-            agreement = _agreement(straight, asked, labels, whole)
-            if agreement is not None and _uphill(straight, asked, labels):
-                found.append(Part("the model", straight, agreement, whole=True))
-
-        if draws > 1:
-            straightened()
-        if not found:
+        straight = _straightened(model, asked, labels, whole)
+        if straight is None or draws == 1:
             for name, module in _parts(model, called):
                 agreement = _agreement(module, asked, labels, whole)
                 if agreement is not None:
-                    found.append(Part(name, module, agreement))
-        if not found and draws == 1:
-            straightened()
-    return max(found, key=lambda part: part.agreement, default=None), asked.propagations
+                    parts.append(Part(name, module, agreement))
+    part = max(parts, key=lambda one: one.agreement, default=None)
+    if part is None or straight is None:
+        return part or straight, asked.propagations
+    views = [_distances(model, one, asked, labels, threat, seed) for one in (part, straight)]
+    nearer = [int((one < _NEARER * other).sum()) for one, other in (views, views[::-1])]
+    return straight if nearer[1] > nearer[0] else part, asked.propagations
+
+
+def _straightened(model: nn.Module, asked: _Asked, labels: Tensor, whole: Tensor) -> Part | None:
+    straight = Straightened(model)
+    agreement = _agreement(straight, asked, labels, whole)
+    if agreement is None or not _uphill(straight, asked, labels):
+        return None
+    return Part("the model", straight, agreement, whole=True)
+
+
+def _distances(
+    model: nn.Module, part: Part, asked: _Asked, labels: Tensor, threat: ThreatModel, seed: int
+) -> Tensor:
+    """How near the adversarial images are that are found through a part (N,)."""
+    seen = SeenThrough(model, part.module)
+    random = SampleRandom.create(seed, torch.arange(len(asked.x))).fork("views")
+    found = run(FMN(steps=_LOOKED), seen, asked.x, labels, threat, random=random)
+    asked.propagations += int(seen.price * found.forwards.sum() + found.backwards.sum())
+    return found.distance
 
 
 def _agreement(module: nn.Module, asked: _Asked, labels: Tensor, whole: Tensor) -> float | None:

@@ -533,6 +533,7 @@ class Audit:
                 model,
                 x.to(device),
                 labels.to(device),
+                config.threat,
                 config.seed,
                 draws=max(draws, DRAWS) if found.randomised else draws,
             )
