@@ -17,6 +17,8 @@ from robustann.threat import ThreatModel
 _SETTLED = 0.01
 # Nearly all that stand, where a budget leaves some out.
 _ALL = 0.95
+# More of what goes astray is no remedy where gradients lead nowhere at all.
+_ASTRAY = ("gradient-mismatch", "gradient-shattered", "dynamic-defense")
 # What remedies are told by among the attacks.
 _MARK = " (remedy)"
 
@@ -91,7 +93,7 @@ def mends(
     """
     found = []
     for mend in _known(threat, preset, escalated):
-        if mend.check not in checks:
+        if mend.check not in checks or (mend.check in _ASTRAY and plan.useless):
             continue
         fitting = tuple(one for one in mend.stages if one.fits(threat))
         stages = plan.fitting(fitting)
@@ -109,6 +111,10 @@ def _known(threat: ThreatModel, preset: Preset, escalated: bool) -> tuple[Mend, 
     longer = (Stage(MM(steps=2 * steps)), Stage(MM(steps=4 * steps)))
     search = Stage(Square(queries=preset.queries))
     again = Stage(MM(restarts=4))
+    rounds = (
+        again, Stage(MM(rank=2, restarts=2)), Stage(APGD(loss="margin")),
+        Stage(MM(restarts=4, leak=0.0)), again,
+    )  # fmt: skip
     return (
         Mend("noise-wins", "more noise, and a search from scratch", (
             Stage(UniformNoise(draws=100)), search,
@@ -129,10 +135,10 @@ def _known(threat: ThreatModel, preset: Preset, escalated: bool) -> tuple[Mend, 
         Mend("loss-choice", "attacks that climb cross-entropy", (
             Stage(PGD(loss="ce")), Stage(APGD()), Stage(PGD(loss="ce", restarts=4)),
         ), until_settled=True),
-        Mend("restarts-help", "more rounds", (
-            again, Stage(MM(rank=2, restarts=2)), Stage(APGD(loss="margin")),
-            Stage(MM(restarts=4, leak=0.0)), again,
-        ), until_settled=True),
+        *(
+            Mend(check, "more rounds", rounds, until_settled=True)
+            for check in ("restarts-help", *_ASTRAY)
+        ),
         Mend("black-box-wins", "a search from scratch on all that stood", (
             *(() if escalated else preset.escalation), search,
         )),

@@ -22,6 +22,8 @@ DRAWS = 20
 _USELESS = 0.9
 # The checks that no search answers while it leaves more standing than guessing would get right.
 _ALONE = ("gradient-missing", "gradient-mismatch", "unbounded-attack")
+# The checks that a gradient fails which is there and leads astray.
+_MISLEADING = ("gradient-mismatch", "gradient-shattered", "dynamic-defense")
 # The checks that doubt whether a success is one: of a figure that cannot be too high, too. The
 # others say that attacks may have missed something.
 _OF_SUCCESS = ("randomised", "batch-dependent", "training-mode", "certificate-crossed")
@@ -82,8 +84,12 @@ class Plan:
     @property
     def leading(self) -> nn.Module:
         """What has gradients that lead somewhere: the part, where the model's own are useless."""
-        useless = any(one.verdict == "fail" and _useless(one) for one in self.findings)
-        return self.seen if self.seen is not None and useless else self.attacked
+        return self.seen if self.seen is not None and self.useless else self.attacked
+
+    @property
+    def useless(self) -> bool:
+        """Whether the model's own gradient was found to share nothing with its slope."""
+        return any(one.verdict == "fail" and _useless(one) for one in self.findings)
 
     def draws_of(self, model: nn.Module) -> int:
         """Forwards to be averaged by who asks this model: seen through a part it does so itself."""
@@ -242,9 +248,10 @@ def plan(
     Where gradients are missing or mislead, where the model optimises while it predicts, and where
     predictions hang on the batch, a search from scratch by scores, of so many ``queries`` an
     image, is added; where the gradient does not only mislead, also one that needs the predicted
-    class alone, of as many. Where gradients are missing, attacks by gradients go through a
-    ``part`` of the model that has them, or are left out; where they mislead, some are added that go
-    through the part.
+    class alone, of as many. Where gradients are missing, attacks by gradients, and some more, go
+    through a ``part`` of the model that has them, or are left out; where they mislead, the same
+    attacks follow through the part, from starts of their own. Where they mislead and there is no
+    part, what answers that is for :mod:`robustann.auditing.mending`.
     ``fixed`` adds and leaves out none, since the caller named the attacks.
     """
     done: dict[str, str] = {}
@@ -284,8 +291,8 @@ def plan(
             f"Gradients were{'' if missing else ' also'} taken {part.words}; successes are the "
             "whole model's. "
         )
-        if not missing and not fixed:
-            chosen = (*chosen, *_fitted((MM(), MM(rank=2), MM(leak=0.0)), threat, through=True))
+        if not fixed:
+            chosen = (*chosen, *_further(chosen, threat, afresh=not missing))
     wanted: list[Attack] = [Square(queries=queries)] if suspect and not fixed else []
     if (missing or partly or diagnosis.dynamic or diagnosis.batch_dependent) and not fixed:
         wanted.append(by_decisions(threat, queries))
@@ -297,7 +304,8 @@ def plan(
         told += f"Searches without gradients were added: {listed}."
     answering: set[str] = set()
     if added or seen is not None:
-        answering = {"gradient-mismatch", "gradient-shattered", "dynamic-defense"}
+        if seen is not None:
+            answering = set(_MISLEADING)
         if seen is not None and added:
             answering.add("gradient-missing")
         if added:
@@ -308,10 +316,10 @@ def plan(
         alone = one.check == "gradient-missing" or (_useless(one) and seen is None)
         if one.verdict == "fail" and one.check in done and not (alone and seen is None):
             one = one.remedied(done[one.check])
-        elif one.verdict == "fail" and alone and added:
-            # The searches stand alone there. That check stays failed, unless next to nothing
-            # stands: see :func:`answered`.
-            more = f"{one.explanation} {told} What withstands them alone proves little."
+        elif one.verdict == "fail" and added and (alone or one.check in _MISLEADING):
+            # The searches stand alone there. Where there is no gradient at all, that check stays
+            # failed, unless next to nothing stands: see :func:`answered`.
+            more = f"{one.explanation} {told.strip()} What withstands them alone proves little."
             one = one.model_copy(update={"explanation": more})
         findings.append(one)
     return Plan(
@@ -339,7 +347,22 @@ def by_decisions(threat: ThreatModel, queries: int) -> Attack:
     return RayS(queries=queries) if fits else HopSkipJump(queries=queries)
 
 
-def _fitted(
-    attacks: Sequence[Attack], threat: ThreatModel, *, through: bool = False
-) -> tuple[Stage, ...]:
-    return tuple(Stage(one, through=through) for one in attacks if threat.norm in one.norms)
+def _further(stages: Sequence[Stage], threat: ThreatModel, *, afresh: bool) -> tuple[Stage, ...]:
+    """What goes through a part beside the stages: three rounds that a short cascade lacks, for what
+    stands in for a gradient is worse than one. Where the stages have followed the model's own, also
+    those of them that start afresh: on all that stands, for how near a sample is to falling was
+    told by a gradient that misleads."""
+    ran = {stage.attack for stage in stages}
+    again = [
+        stage.attack
+        for stage in stages
+        if stage.attack.access == "white-box" and getattr(stage.attack, "start", "") != "best"
+    ]
+    rounds = (MM(), MM(rank=2), MM(leak=0.0))
+    wanted = (*again, *rounds) if afresh else [one for one in rounds if one not in ran]
+    fitted = _fitted(tuple(dict.fromkeys(wanted)), threat)
+    return tuple(replace(stage, through=True) for stage in fitted)
+
+
+def _fitted(attacks: Sequence[Attack], threat: ThreatModel) -> tuple[Stage, ...]:
+    return tuple(Stage(one) for one in attacks if threat.norm in one.norms)
