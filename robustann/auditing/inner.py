@@ -16,6 +16,7 @@ from robustann.auditing.batching import is_out_of_memory
 from robustann.auditing.straight import Straightened
 from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
+from robustann.trust.reviewing import compare
 
 # Of the images, so many must get the same class from the part alone ...
 _AGREEMENT = 0.8
@@ -26,6 +27,8 @@ _STEP, _UPHILL = 1 / 16, 0.75
 # Of two views that will do, each looks for nearest adversarial images in so many steps; what one
 # finds nearer by so much counts for it.
 _LOOKED, _NEARER = 20, 0.98
+# How unlikely by chance it must be that it is more often nearer than by the model's own gradient.
+_UNLIKELY = 0.1
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,10 @@ def differentiable_part(
     are submodules and the tails of sequences of them. Or it is the model itself, if it has
     gradients once its steps without one are taken for the identity: a part knows nothing of what
     stands before it, such as the levels that an image is rounded to, and the model as a whole may
-    have steps that the identity stands in for badly. Where both will do, an attack tells which
-    leads nearer: one of minimum norm, in the norm of ``threat``, on ``x``. Of a randomised model,
-    whose answers are averaged over ``draws``, the model itself comes first: a part may know nothing
-    of what is drawn.
+    have steps that the identity stands in for badly. An attack tells which leads nearer: one of
+    minimum norm, in the norm of ``threat``, on ``x``; where neither leads nearer than the model's
+    own gradient, there is no part. Of a randomised model, whose answers are averaged over
+    ``draws``, the model itself comes first: a part may know nothing of what is drawn.
     """
     parts: list[Part] = []
     asked = _Asked(x, draws)
@@ -171,11 +174,24 @@ def differentiable_part(
                 if agreement is not None:
                     parts.append(Part(name, module, agreement))
     part = max(parts, key=lambda one: one.agreement, default=None)
-    if part is None or straight is None:
-        return part or straight, asked.propagations
-    views = [_distances(model, one, asked, labels, threat, seed) for one in (part, straight)]
-    nearer = [int((one < _NEARER * other).sum()) for one, other in (views, views[::-1])]
-    return straight if nearer[1] > nearer[0] else part, asked.propagations
+    views = [one for one in (part, straight) if one is not None]
+    if draws > 1 or not views or threat.eps == 0:
+        return next(iter(views), None), asked.propagations
+    own = _distances(model, None, asked, labels, threat, seed)
+    best, nearest = None, own
+    for view in views:
+        found = _distances(model, view, asked, labels, threat, seed)
+        # What takes the place of a gradient must be better than that, and not by chance.
+        if sum(_nearer(found, nearest)) > sum(_nearer(nearest, found)) and (
+            compare(_nearer(found, own), _nearer(own, found)).p < _UNLIKELY
+        ):
+            best, nearest = view, found
+    return best, asked.propagations
+
+
+def _nearer(first: Tensor, second: Tensor) -> list[bool]:
+    """Where the first is nearer by as much as counts."""
+    return (first < _NEARER * second).tolist()
 
 
 def _straightened(model: nn.Module, asked: _Asked, labels: Tensor, whole: Tensor) -> Part | None:
@@ -187,14 +203,28 @@ def _straightened(model: nn.Module, asked: _Asked, labels: Tensor, whole: Tensor
 
 
 def _distances(
-    model: nn.Module, part: Part, asked: _Asked, labels: Tensor, threat: ThreatModel, seed: int
+    model: nn.Module,
+    view: Part | None,
+    asked: _Asked,
+    labels: Tensor,
+    threat: ThreatModel,
+    seed: int,
 ) -> Tensor:
-    """How near the adversarial images are that are found through a part (N,)."""
-    seen = SeenThrough(model, part.module)
+    """How near the adversarial images are that are found through a part, or by the model's own
+    gradient (N,); infinite where none is."""
+    seen = model if view is None else SeenThrough(model, view.module)
     random = SampleRandom.create(seed, torch.arange(len(asked.x))).fork("views")
-    found = run(FMN(steps=_LOOKED), seen, asked.x, labels, threat, random=random)
-    asked.propagations += int(seen.price * found.forwards.sum() + found.backwards.sum())
-    return found.distance
+    price = 1 if view is None else 2
+    try:
+        found = run(FMN(steps=_LOOKED), seen, asked.x, labels, threat, random=random)
+    except Exception as error:
+        # There may be no gradient; but no memory says nothing of it.
+        if is_out_of_memory(error):
+            raise
+        return torch.full((len(asked.x),), torch.inf, dtype=torch.float64)
+    asked.propagations += int(price * found.forwards.sum() + found.backwards.sum())
+    fell = found.prediction != labels.to(found.prediction.device)
+    return torch.where(fell, found.distance, torch.inf)
 
 
 def _agreement(module: nn.Module, asked: _Asked, labels: Tensor, whole: Tensor) -> float | None:

@@ -127,6 +127,42 @@ def _through(stage: Stage) -> Stage:
     return replace(stage, through=True) if owes else stage
 
 
+def withdrawn(
+    made: Plan, findings: Sequence[Finding], outcomes: Sequence[AttackOutcome]
+) -> tuple[Finding, ...]:
+    """The findings without those answers of the plan that did not hold.
+
+    A search that was planned and did not run, for lack of budget, answers nothing; nor is a model
+    well seen through a part if searches of the whole break what attacks through the part do not.
+    Where its own gradient only misleads, more rounds may then answer that: see
+    :mod:`robustann.auditing.mending`.
+    """
+    ran = {one.label: one for one in outcomes}
+    standing = sum(fell is None for fell in _last_broken(outcomes))
+    left_out = [
+        one.label for one in made.searches if not _went(ran.get(one.label), standing, made.draws)
+    ]
+    beaten = made.seen is not None and any(
+        one.check == "black-box-wins" and one.verdict == "fail" for one in findings
+    )
+    why = (
+        f"There was no budget for {' and '.join(left_out)}."
+        if left_out
+        else "Searches of the whole model break more than attacks through its part."
+    )
+    of_part = ("gradient-missing", *_MISLEADING)
+    return tuple(
+        one.model_copy(
+            update={"remedy": None, "explanation": f"{one.explanation} {one.remedy or ''} {why}"}
+        )
+        if one.verdict == "fail"
+        and one.check in made.answered
+        and (left_out or (beaten and one.check in of_part))
+        else one
+        for one in findings
+    )
+
+
 def answered(
     made: Plan,
     findings: Sequence[Finding],
@@ -140,14 +176,11 @@ def answered(
     A search from scratch answers that gradient attacks were beaten by one, if all that stood went
     through it. It answers gradients that are missing, or wrong altogether, only where the
     searches, alone or together, leave a ``robust_accuracy`` of no more than ``chance``: what
-    withstands a search proves little. A search that was planned and did not run, for lack of
-    budget, answers nothing; nor is a model well seen through a part if searches of the whole break
-    what attacks through the part do not.
+    withstands a search proves little.
 
     Where nothing stands any more, nothing can have been missed: all is answered but what doubts the
     successes themselves.
     """
-    ran = {one.label: one for one in outcomes}
     standing = sum(fell is None for fell in _last_broken(outcomes))
     whole = [
         made_of
@@ -155,26 +188,11 @@ def answered(
         if one.access != "white-box" and not one.control and one.parameters.get("start") != "best"
         and (made_of := _queries(one, standing, made.draws)) is not None
     ]  # fmt: skip
-    left_out = [
-        one.label for one in made.searches if not _went(ran.get(one.label), standing, made.draws)
-    ]
-    beaten = any(one.check == "black-box-wins" and one.verdict == "fail" for one in findings)
     changed = []
     for one in findings:
-        if one.verdict == "fail" and one.check in made.answered and (left_out or beaten):
-            why = (
-                f"There was no budget for {' and '.join(left_out)}."
-                if left_out
-                else "Searches of the whole model break more than attacks through its part."
-            )
-            if left_out or (made.seen is not None and one.check == "gradient-missing"):
-                one = one.model_copy(
-                    update={
-                        "remedy": None,
-                        "explanation": f"{one.explanation} {one.remedy or ''} {why}",
-                    }
-                )
-        elif one.verdict == "fail" and one.remedy is None and whole:
+        doubted = one.verdict == "fail" and one.remedy is None
+        # What was planned for these and did not hold is known here.
+        if doubted and whole and one.check not in made.answered:
             if one.check == "black-box-wins":
                 one = one.remedied(
                     f"The worst case includes a search from scratch, {max(whole)} queries an image."
@@ -184,12 +202,7 @@ def answered(
                     f"Searches without gradients, {max(whole)} queries an image, left no more "
                     "than guessing would get right."
                 )
-        if (
-            robust_accuracy == 0
-            and one.verdict == "fail"
-            and one.remedy is None
-            and one.check not in _OF_SUCCESS
-        ):
+        if doubted and robust_accuracy == 0 and one.remedy is None and one.check not in _OF_SUCCESS:
             one = one.remedied(
                 "Nothing stands any more, each success confirmed by a forward of its own: robust "
                 "accuracy cannot be lower."

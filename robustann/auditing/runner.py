@@ -30,7 +30,7 @@ from robustann.auditing.passes import Passes
 from robustann.auditing.presets import AuditConfig, Stage, get_preset, labelled
 from robustann.auditing.protocol import protocol_alone
 from robustann.auditing.provenance import device_name, identity, provenance_of
-from robustann.auditing.remedies import DRAWS, Plan, answered, plan
+from robustann.auditing.remedies import DRAWS, Plan, answered, plan, withdrawn
 from robustann.auditing.rows import Batch, Cases
 from robustann.auditing.sanity import advise
 from robustann.auditing.selection import TRUST_IMAGES, chosen_samples, shuffled
@@ -574,7 +574,8 @@ class Audit:
                 losses=losses_used(result.attacks),
             )
             seen = combine(probed, self._reviewed(split, result))
-            findings = self._answered(made, combine(made.findings, seen), result)
+            findings = withdrawn(made, combine(made.findings, seen), result.attacks)
+            findings = self._answered(made, findings, result)
             return {
                 "seen": [one.model_dump(mode="json") for one in seen],
                 "propagations": made.price_of(
@@ -629,7 +630,7 @@ class Audit:
             again = tuple(
                 one for one in self._reviewed(split, result) if one.check != "restarts-help"
             )
-        findings = combine(made.findings, doubts.seen, again)
+        findings = withdrawn(made, combine(made.findings, doubts.seen, again), result.attacks)
         findings = self._answered(made, mended(findings, doubts.mends, result), result)
         spent = made.propagations + doubts.propagations
         return result.model_copy(update={"findings": findings, "trust_propagations": spent})
