@@ -9,6 +9,7 @@ from zoo import ZOO, InOnePiece, NoisyCodecInOnePiece, ThermometerCode
 import robustann as ra
 from robustann.attacks.losses import margin
 from robustann.auditing import AuditConfig
+from robustann.auditing.presets import PRESETS
 
 THREAT = ra.ThreatModel("linf", eps=0.1)
 
@@ -79,6 +80,14 @@ def test_l1_climbs_cross_entropy_too():
     assert "apgd" in rounds("l1")
     assert "apgd" not in rounds("l2") + rounds("linf")
     assert rounds("l1").count("square") == rounds("linf").count("square") == 1
+
+
+@pytest.mark.parametrize(("norm", "said"), [("linf", 150), ("l2", 150), ("l1", 190)])
+def test_quick_costs_what_it_says(norm, said):
+    config = AuditConfig(threat=ra.ThreatModel(norm, 0.5), preset="quick")
+    costs = [stage.share * sum(stage.attack.cost) for stage in (*config.stages, *config.check)]
+    assert sum(costs) == pytest.approx(said, rel=0.05)
+    assert f"{said}" in PRESETS["quick"].description
 
 
 def test_random_and_without_a_gradient_it_falls_all_the_same(model, digits):

@@ -95,7 +95,10 @@ def mends(
     for mend in _known(threat, preset, escalated):
         if mend.check not in checks or (mend.check in _ASTRAY and plan.useless):
             continue
-        fitting = tuple(one for one in mend.stages if one.fits(threat))
+        fitting = [one for one in mend.stages if one.fits(threat)]
+        # What the plan searched with already is not bought again, but for the last: it tells
+        # whether more would break more.
+        fitting = [one for one in fitting if one is fitting[-1] or one.attack not in plan.searches]
         stages = plan.fitting(fitting)
         if stages:
             lacks = _searches(mend.stages) and not _searches(stages)

@@ -94,7 +94,8 @@ _LINF_L2 = ("linf", "l2")
 
 PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
-        description="a first look: short ascents and a short search; about 150 propagations",
+        description="a first look: short ascents and a short search; about 150 propagations, 190 "
+        "in l1",
         stages=(
             Stage(UniformNoise(draws=3)),
             Stage(SigmaZero(steps=50)),
