@@ -16,29 +16,43 @@ from robustann.threat import NORMS, ThreatModel
 EPS = {"linf": 0.4, "l2": 1.0, "l1": 2.0}
 
 
-@pytest.fixture(scope="module")
-def linear_case() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """Two classes of 4 x 4 images far from the ends of the range, the labels, and what lies between
-    two classes."""
+def _linear(side: int, count: int, offset: float) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """Two classes of square images far from the ends of the range, the labels, and what lies
+    between two classes."""
     generator = torch.Generator().manual_seed(1)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
-    weight = torch.randn(2, 16, generator=generator)
-    x = 0.4 + 0.2 * torch.rand((16, 1, 4, 4), generator=generator)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(side**2, 2)).eval()
+    weight = torch.randn(2, side**2, generator=generator)
+    x = 0.4 + 0.2 * torch.rand((count, 1, side, side), generator=generator)
     with torch.no_grad():
         model[1].weight.copy_(weight)
-        model[1].bias.copy_(-0.5 * weight.sum(1) + torch.tensor([0.5, 0.0]))
+        model[1].bias.copy_(-0.5 * weight.sum(1) + torch.tensor([offset, 0.0]))
         labels = model(x).argmax(1)
     return model, x, labels, weight[0] - weight[1]
+
+
+def _exact(model: nn.Module, x: Tensor, weight: Tensor, dual: float) -> Tensor:
+    """How far the boundary is."""
+    with torch.no_grad():
+        logits = model(x).double()
+    return (logits[:, 0] - logits[:, 1]).abs() / torch.linalg.vector_norm(weight.double(), dual)
+
+
+@pytest.fixture(scope="module")
+def linear_case() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    return _linear(side=4, count=16, offset=0.5)
+
+
+@pytest.fixture(scope="module")
+def wide_case() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """Of more pixels, which tell a good estimate of the normal from a bad one."""
+    return _linear(side=8, count=64, offset=1.0)
 
 
 @pytest.mark.parametrize(("norm", "dual", "near"), [("linf", 1, 0.1), ("l2", 2, 0.03),
                                                     ("l1", float("inf"), 0.1)])  # fmt: skip
 def test_finds_the_nearest_boundary_of_a_linear_model(norm, dual, near, linear_case) -> None:
     model, x, labels, weight = linear_case
-    with torch.no_grad():
-        logits = model(x).double()
-    exact = (logits[:, 0] - logits[:, 1]).abs() / torch.linalg.vector_norm(weight.double(), dual)
-    threat = ThreatModel(norm, EPS[norm])
+    exact, threat = _exact(model, x, weight, dual), ThreatModel(norm, EPS[norm])
 
     def ratio(queries: int) -> Tensor:
         attack = HopSkipJump(queries=queries)
@@ -52,6 +66,23 @@ def test_finds_the_nearest_boundary_of_a_linear_model(norm, dual, near, linear_c
     assert float(ratio(1000).median()) < 1 + near
     # That is the work of its queries.
     assert float(ratio(40).median()) > 1 + 3 * near
+
+
+# What it comes to over three other seeds, rounded up: worse by 1 to 3 %, in l1 by 5 to 10 %. Fewer
+# or more starts, steps and probes, other lengths of both, and coarser ways back lie beyond one of
+# these.
+@pytest.mark.parametrize(
+    ("norm", "dual", "soon", "late"),
+    [("linf", 1, 1.83, 1.23), ("l2", 2, 1.61, 1.095), ("l1", float("inf"), 2.75, 1.31)],
+)
+def test_comes_so_near_within_so_many_queries(norm, dual, soon, late, wide_case) -> None:
+    model, x, labels, weight = wide_case
+    exact, threat = _exact(model, x, weight, dual), ThreatModel(norm, EPS[norm])
+    for queries, limit in ((250, soon), (1000, late)):
+        found = run(
+            HopSkipJump(queries=queries), Decision(model), x, labels, threat, random=streams(64)
+        )
+        assert float((found.distance / exact).log().mean().exp()) < limit
 
 
 def test_asks_no_more_than_it_says_and_for_predictions_alone(linear_case) -> None:
