@@ -58,9 +58,11 @@ class Square(QueryAttack):
             raise UsageError(f"expected start as stripes or best, got '{self.start}'")
 
     def init(self, oracle: Oracle) -> State:
-        known = {"best": oracle.best, "value": oracle.best_margin}
         if self.start == "best":
+            known = {"best": oracle.best, "value": oracle.best_margin}
             return {**known, "x": self._propose(oracle, oracle.best, 0)}
+        # What other attacks found does not count: the first image is the best one.
+        known = {"best": oracle.x, "value": torch.full_like(oracle.best_margin, torch.inf)}
         if oracle.threat.norm == "linf":
             channels, _, width = oracle.x.shape[1:]
             signs = oracle.random.sign(channels, 1, width)

@@ -250,6 +250,10 @@ def test_class_counts_and_norms(norm, classes):
     assert result.clean_accuracy == 1
     assert result.robust_accuracy < 1
     assert len(result.class_names) == classes
+    # To a runner-up that there is not, nothing goes.
+    ranks = [(one.parameters["rank"], one.attempted) for one in result.attacks if one.name == "mm"]
+    assert any(tried for _, tried in ranks)
+    assert all(rank < classes or not tried for rank, tried in ranks)
 
 
 def test_what_hardly_any_check_looked_at_is_not_believed(result):

@@ -108,3 +108,37 @@ def test_the_nearest_of_many_classes_by_ranks(norm: Any, classes: int) -> None:
     # Ranks go by logits, so a far-off class may be the only one that is reachable.
     reachable = (near.values < 0).any(1)
     assert float((broken == reachable)[clear].double().mean()) > 0.9
+
+
+@pytest.mark.parametrize("norm", list(EPS))
+def test_a_search_from_scratch_owes_nothing_to_what_others_found(norm: Any) -> None:
+    """Its queries are those of a search that knows of nobody's images; from the best image they
+    are others."""
+    model, x = linear(2, (1, 5, 5)), images(24, (1, 5, 5))
+    labels, *_ = falls(model, x, norm)
+    threat, streams = ThreatModel(norm, EPS[norm]), SampleRandom.create(0, torch.arange(24))
+    asked: list[Tensor] = []
+
+    class Listening(nn.Module):
+        def forward(self, seen: Tensor) -> Tensor:
+            asked.append(seen.detach().clone())
+            answer: Tensor = model(seen)
+            return answer
+
+    climbed = run(MM(steps=2), model, x, labels, threat, random=streams)
+    best = (climbed.adversarial, climbed.margin)
+    told: dict[tuple[str, bool], list[Tensor]] = {}
+    for start in ("stripes", "best"):
+        for handed in (None, best):
+            asked.clear()
+            attack = Square(queries=30, start=start)
+            found = run(attack, Listening(), x, labels, threat, random=streams,
+                        known_correct=True, best=handed)  # fmt: skip
+            told[start, handed is not None] = list(asked)
+            if handed is not None:
+                # What was handed on stays the best, where the search comes to nothing nearer.
+                assert bool((found.success | (found.margin <= climbed.margin)).all())
+    alone, after = told["stripes", False], told["stripes", True]
+    assert len(alone) == len(after) >= 30
+    assert all(torch.equal(one, other) for one, other in zip(alone, after, strict=True))
+    assert not torch.equal(told["best", False][0], told["best", True][0])
