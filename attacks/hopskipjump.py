@@ -42,8 +42,9 @@ class HopSkipJump(QueryAttack):
     gradients nor scores without slope stop it.
 
     Beyond the paper: the way back is the projection onto ever smaller balls around the original,
-    box included, which makes l1 one of its norms; a step is asked for from the start at a smaller
-    distance than the best; and it begins with the nearest of several images from anywhere.
+    box included, which makes l1 one of its norms; steps follow the normal in linf too, not its
+    signs; a step is asked for from the start at a smaller distance than the best; and it begins
+    with the nearest of several images from anywhere.
 
     Args:
         queries: forwards a sample.
@@ -150,8 +151,6 @@ class HopSkipJump(QueryAttack):
         normal = state["hits"] - count / probes * state["all"]
         normal = torch.where(count == probes, state["all"], normal)
         normal = torch.where(count == 0, -state["all"], normal)
-        if oracle.threat.norm == "linf":
-            normal = normal.sign()
         return normal / _length(normal)
 
 

@@ -40,9 +40,10 @@ def test_a_broken_defense_is_flagged_and_broken(name, model, digits, undefended)
     if exhibit.check == "gradient-missing":
         finding = next(one for one in result.findings if one.check == "gradient-missing")
         told = finding.remedy or finding.explanation
+        alone = name in ("closed", "top alone, in one piece")
         assert "square:queries=1000" in told
-        assert "rays:queries=1000" in told
-        if name in ("closed", "top alone, in one piece"):
+        assert f"rays:queries={3000 if alone else 1000}" in told
+        if alone:
             # What withstands searches alone proves little, however low it is.
             assert not result.believable
         elif isinstance(exhibit.make(model), InOnePiece):
@@ -64,8 +65,8 @@ def test_in_other_norms_too(norm, eps, model, digits):
     result = ra.audit(ZOO["closed"].make(model), digits, threat, "quick", **asked)
     found = next(one for one in result.findings if one.check == "gradient-missing")
     assert "square:queries=1000" in found.explanation
-    assert "hopskipjump:queries=1000" in found.explanation
-    assert result.robust_accuracy <= bare.robust_accuracy + 0.12
+    assert "hopskipjump:queries=3000" in found.explanation
+    assert result.robust_accuracy <= bare.robust_accuracy + 0.07
     by_decisions = next(one for one in result.attacks if one.name == "hopskipjump")
     assert by_decisions.added > 2
     # What withstands searches alone proves little, however low it is.

@@ -20,6 +20,8 @@ from robustann.trust import Diagnosis
 DRAWS = 20
 # Finite differences that differ from a gradient by more of its length share nothing with it.
 _USELESS = 0.9
+# How many times the queries a search by the predicted class alone has where nothing else is left.
+_LONGER = 3
 # The checks that no search answers while it leaves more standing than guessing would get right.
 _ALONE = ("gradient-missing", "gradient-mismatch", "unbounded-attack")
 # The checks that a gradient fails which is there and leads astray.
@@ -261,10 +263,11 @@ def plan(
     Where gradients are missing or mislead, where the model optimises while it predicts, and where
     predictions hang on the batch, a search from scratch by scores, of so many ``queries`` an
     image, is added; where the gradient does not only mislead, also one that needs the predicted
-    class alone, of as many. Where gradients are missing, attacks by gradients, and some more, go
-    through a ``part`` of the model that has them, or are left out; where they mislead, the same
-    attacks follow through the part, from starts of their own. Where they mislead and there is no
-    part, what answers that is for :mod:`robustann.auditing.mending`.
+    class alone, of as many, or of three times as many if there is nothing else to go by. Where
+    gradients are missing, attacks by gradients, and some more, go through a ``part`` of the model
+    that has them, or are left out; where they mislead, the same attacks follow through the part,
+    from starts of their own. Where they mislead and there is no part, what answers that is for
+    :mod:`robustann.auditing.mending`.
     ``fixed`` adds and leaves out none, since the caller named the attacks.
     """
     done: dict[str, str] = {}
@@ -308,7 +311,8 @@ def plan(
             chosen = (*chosen, *_further(chosen, threat, afresh=not missing))
     wanted: list[Attack] = [Square(queries=queries)] if suspect and not fixed else []
     if (missing or partly or diagnosis.dynamic or diagnosis.batch_dependent) and not fixed:
-        wanted.append(by_decisions(threat, queries))
+        alone = missing and part is None
+        wanted.append(by_decisions(threat, _LONGER * queries if alone else queries))
     added = _fitted(wanted, threat)
     chosen = (*chosen, *added)
     if added:
