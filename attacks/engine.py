@@ -11,7 +11,7 @@ the place of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -210,12 +210,17 @@ def predict_logits(
     check_images(x)
     device = model_device(model)
     parts = []
+
+    def answers(images: Tensor) -> Any:
+        # A model may change its copy in place: no gradient is asked for here.
+        return model(images.clone())
+
     with frozen(model, seed), torch.no_grad():
         for batch in x.split(batch_size):  # type: ignore[no-untyped-call]
             rows = _aligned_rows(len(batch), device)
             # The same draws for each batch: how many there are must not matter.
             with _own_draws(device, "predict", seed):
-                part = _mean_logits(model, batch.to(device)[rows], draws)[: len(batch)]
+                part = _mean_logits(answers, batch.to(device)[rows], draws)[: len(batch)]
             parts.append(part.cpu())
     logits = torch.cat(parts)
     bad = int((~logits.isfinite()).any(1).sum())
@@ -244,7 +249,7 @@ def _seed_model(devices: Iterable[torch.device], number: int) -> None:
             torch.cuda.manual_seed(number)
 
 
-def _mean_logits(model: nn.Module, x: Tensor, draws: int) -> Tensor:
+def _mean_logits(model: Callable[[Tensor], Any], x: Tensor, draws: int) -> Tensor:
     """The logits of ``x``, averaged over so many calls of a randomised model."""
     version = x._version
     try:

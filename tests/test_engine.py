@@ -1036,9 +1036,11 @@ def test_a_model_that_changes_its_images_is_refused(change: Callable[[Tensor], A
     model, x = Meddling(change), images(5, 1, 4, 4)
     kept, labels, threat = x.clone(), torch.arange(5) % 3, ThreatModel("linf", 0.1)
     options: dict[str, Any] = {"random": streams(5)}
+    # Where no gradient is asked for it has a copy of its own, for each draw.
+    once = predict_logits(model, x)
+    assert torch.equal(predict_logits(model, x, draws=2), once)
+    assert torch.equal(x, kept)
     asked: list[Callable[[], object]] = [
-        lambda: predict_logits(model, x),
-        lambda: predict_logits(model, x, draws=2),
         # With a gradient first, and without one.
         lambda: run(PGD(steps=2), model, x, labels, threat, known_correct=True, **options),
         lambda: run(PGD(steps=2), model, x, labels, threat, draws=2, **options),
@@ -1055,12 +1057,12 @@ def test_another_error_of_the_model_stays_what_it_is() -> None:
     def fail(x: Tensor) -> None:
         raise RuntimeError("no room left")
 
+    x, labels, threat = images(5, 1, 4, 4), torch.arange(5) % 3, ThreatModel("linf", 0.1)
     with pytest.raises(RuntimeError, match="no room left"):
-        predict_logits(Meddling(fail), images(5, 1, 4, 4))
+        run(PGD(steps=2), Meddling(fail), x, labels, threat, random=streams(5))
     # Its own copy is its own affair.
     model = Meddling(lambda x: x.clone().sub_(0.5))
-    x, threat = images(5, 1, 4, 4), ThreatModel("linf", 0.1)
-    run(PGD(steps=2), model, x, torch.arange(5) % 3, threat, random=streams(5))
+    run(PGD(steps=2), model, x, labels, threat, random=streams(5))
 
 
 def test_a_model_under_no_grad_is_refused() -> None:
