@@ -323,6 +323,9 @@ def plan(
     if added or seen is not None:
         if seen is not None:
             answering = set(_MISLEADING)
+            if not missing and not any(map(_useless, diagnosis.findings)):
+                # The part may be as rough as the whole: rounds have to settle.
+                answering.discard("gradient-shattered")
         if seen is not None and added:
             answering.add("gradient-missing")
         if added:
