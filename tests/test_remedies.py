@@ -114,7 +114,7 @@ def test_a_search_that_ran_already_is_not_bought_again():
         assert len(mend.stages) == 2
 
 
-def test_winners_that_take_all_are_believed_for_rounds_that_settled(model, digits):
+def test_winners_that_take_all_get_more_rounds_and_are_not_believed(model, digits):
     threat, asked = ra.ThreatModel("l2", 0.5), {"explain": False, "curve": False}
     result = ra.audit(
         ZOO["k winners take all"].make(model), digits, threat, "quick", max_samples=24, **asked
@@ -123,7 +123,9 @@ def test_winners_that_take_all_are_believed_for_rounds_that_settled(model, digit
     assert found.verdict == "fail"
     rounds = [one for one in result.attacks if "(remedy)" in one.label]
     assert rounds[0].label in f"{found.remedy} {found.explanation}"
-    assert (found.remedy is not None) == (rounds[-1].added <= 1)
+    # Rounds that settle there may have settled too early.
+    assert found.remedy is None
+    assert not result.believable
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])

@@ -139,7 +139,8 @@ def _known(threat: ThreatModel, preset: Preset, escalated: bool) -> tuple[Mend, 
             Stage(PGD(loss="ce")), Stage(APGD()), Stage(PGD(loss="ce", restarts=4)),
         ), until_settled=True),
         *(
-            Mend(check, "more rounds", rounds, until_settled=True)
+            # On rough surfaces rounds settle too early: their images count, and answer nothing.
+            Mend(check, "more rounds", rounds, True, enough=check != "gradient-shattered")
             for check in ("restarts-help", *_ASTRAY)
         ),
         Mend("black-box-wins", "a search from scratch on all that stood", (
