@@ -704,7 +704,11 @@ class Oracle:
             x[rows], self.region.select(rows), self.labels[rows], self.random.seed, self._looks
         )
         x, prediction, fallen, gap = x.clone(), prediction.clone(), fallen.clone(), gap.clone()
-        x[rows], (prediction[rows], fallen[rows], gap[rows]) = images, outcome
+        # Of what fills up the batch nothing is taken: a model that draws answers it otherwise.
+        own = len(found)
+        x[found], prediction[found], fallen[found], gap[found] = (
+            value[:own] for value in (images, *outcome)
+        )
         return x, prediction, fallen, gap
 
     def _look_again(
@@ -783,11 +787,12 @@ class Oracle:
             return refuted
         rows = claims[_aligned_rows(len(claims), claims.device)]
         region, labels = self._came
-        images, prediction, holds, gap = self._look_again(
+        outcome = self._look_again(
             kept["adversarial"][rows], region.select(rows), labels[rows], self._streams.seed
         )
-        kept["adversarial"][rows], kept["prediction"][rows] = images, prediction
-        kept["margin"][rows], refuted[rows] = gap, ~holds
+        images, prediction, holds, gap = (value[: len(claims)] for value in outcome)
+        kept["adversarial"][claims], kept["prediction"][claims] = images, prediction
+        kept["margin"][claims], refuted[claims] = gap, ~holds
         return refuted
 
 

@@ -241,6 +241,29 @@ def test_luck_is_no_success_and_costs_no_more_than_twice():
     assert calls.sizes == [*first, alone, alone, *[alone, alone] * 6, alone]
 
 
+class First(nn.Module):
+    """Is wrong about the first image of a call alone, and about all while a gradient is asked for:
+    as a model that draws for each row may be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wrong = (torch.arange(len(x)) == 0) | x.requires_grad
+        right = x.flatten(1).sum(1, keepdim=True) * 0 + torch.tensor([1.0, 0.0])
+        return torch.where(wrong[:, None], right.flip(1), right)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_fills_up_a_batch_confirms_nothing(at_once):
+    """The copies of an image may be answered otherwise than the image."""
+    x, labels = torch.full((1, *SHAPE), 0.5), torch.tensor([0])
+    threat = ThreatModel("linf", 0.1)
+    options = {"at_once": at_once, "known_correct": True}
+    found = attacked(PGD(steps=3), First(), (x, labels), threat, **options)
+    assert found.success.tolist() == [True]
+    assert found.prediction.tolist() == [1]
+    assert found.margin.tolist() == [-1.0]
+    assert found.forwards.tolist() == [2]
+
+
 class Noisy(nn.Module):
     """Randomised, with one draw for all images of a call."""
 

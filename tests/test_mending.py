@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from zoo import InOnePiece, Wrapped
 
 import robustann as ra
@@ -91,6 +92,34 @@ def test_each_failed_check_is_answered_on_all_that_stands(check, model, digits, 
     assert spent > 0
     assert sum(result.worst_case.propagations) == sum(plain.worst_case.propagations) + spent
     assert result.robust_accuracy <= plain.robust_accuracy
+
+
+class Parity(nn.Module):
+    """Two classes: whether a digit is even or odd."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return torch.stack([logits[:, 0::2].amax(1), logits[:, 1::2].amax(1)], 1)
+
+
+def test_of_two_classes_no_round_goes_to_a_second_runner_up(model, digits, monkeypatch):
+    """That nobody is left for it is no lack of budget."""
+    doubting(monkeypatch, "restarts-help")
+    parts = {
+        name: getattr(digits, name).relabelled(getattr(digits, name).labels % 2)
+        for name in ("train", "validation", "test")
+    }
+    two = replace(digits, **parts, class_names=("even", "odd"))
+    result = ra.audit(Parity(model), two, THREAT, **BRIEF)
+    found = finding(result, "restarts-help")
+    assert found.remedy is not None
+    assert "budget" not in found.remedy
+    assert "rank" not in found.remedy
+    assert result.believable
 
 
 def test_an_attack_that_never_ends_is_answered_by_nothing_but_its_success(

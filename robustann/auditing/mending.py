@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from robustann.attacks import APGD, FGSM, MM, PGD, Square, UniformNoise
 from robustann.auditing.presets import Preset, Stage, labelled
-from robustann.auditing.remedies import Plan, by_decisions
+from robustann.auditing.remedies import MISLEADING, Plan, by_decisions
 from robustann.findings import Finding
 from robustann.results import AttackOutcome, AuditResult
 from robustann.threat import ThreatModel
@@ -17,8 +17,6 @@ from robustann.threat import ThreatModel
 _SETTLED = 0.01
 # Nearly all that stand, where a budget leaves some out.
 _ALL = 0.95
-# More of what goes astray is no remedy where gradients lead nowhere at all.
-_ASTRAY = ("gradient-mismatch", "gradient-shattered", "dynamic-defense")
 # What remedies are told by among the attacks.
 _MARK = " (remedy)"
 
@@ -93,7 +91,8 @@ def mends(
     """
     found = []
     for mend in _known(threat, preset, escalated):
-        if mend.check not in checks or (mend.check in _ASTRAY and plan.useless):
+        # More of what goes astray is no remedy where gradients lead nowhere at all.
+        if mend.check not in checks or (mend.check in MISLEADING and plan.useless):
             continue
         fitting = [one for one in mend.stages if one.fits(threat)]
         # What the plan searched with already is not bought again, but for the last: it tells
@@ -141,7 +140,7 @@ def _known(threat: ThreatModel, preset: Preset, escalated: bool) -> tuple[Mend, 
         *(
             # On rough surfaces rounds settle too early: their images count, and answer nothing.
             Mend(check, "more rounds", rounds, True, enough=check != "gradient-shattered")
-            for check in ("restarts-help", *_ASTRAY)
+            for check in ("restarts-help", *MISLEADING)
         ),
         Mend("black-box-wins", "a search from scratch on all that stood", (
             *(() if escalated else preset.escalation), search,
@@ -200,7 +199,9 @@ def mended(
 
 def _told(mend: Mend, result: AuditResult) -> tuple[str, bool]:
     """What a remedy did, and whether that answers the check."""
-    labels = [label for label, _ in labelled(mend.stages, _MARK)]
+    # Nothing went to a runner-up that there is not.
+    stages = [stage for stage in mend.stages if stage.aims(len(result.class_names))]
+    labels = [label for label, _ in labelled(stages, _MARK)]
     places = {one.label: place for place, one in enumerate(result.attacks)}
     ran = [result.attacks[places[label]] for label in labels]
     stood = [_standing(result, places[label]) for label in labels]
@@ -212,7 +213,7 @@ def _told(mend: Mend, result: AuditResult) -> tuple[str, bool]:
     if any(
         # What goes to those near to falling alone leaves the others out on purpose.
         stage.near is None and one.attempted < _ALL * left
-        for stage, one, left in zip(mend.stages, ran, stood, strict=True)
+        for stage, one, left in zip(stages, ran, stood, strict=True)
     ):
         return f"There was no budget for {mend.what}.", False
     if _cut(result, places[labels[-1]]):

@@ -165,7 +165,7 @@ class Passes:
         pending = batch.correct & ~worst.success if cascade else batch.correct
         if stage.near is not None:
             pending = pending & (worst.margin <= stage.near * gap)
-        if cascade and getattr(stage.attack, "rank", 0) >= batch.logits.shape[1]:
+        if cascade and not stage.aims(batch.logits.shape[1]):
             # There is no such runner-up; the last one has had its turn.
             pending = torch.zeros_like(pending)
         if stage.share < 1:

@@ -38,6 +38,10 @@ class Stage:
         """Whether it is of use against this threat model."""
         return threat.norm in (self.attack.norms if self.norms is None else self.norms)
 
+    def aims(self, classes: int) -> bool:
+        """Whether there is a runner-up of the rank that its attack goes for."""
+        return getattr(self.attack, "rank", 0) < classes
+
     @property
     def label(self) -> str:
         """What the attack is called in the result."""

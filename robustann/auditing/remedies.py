@@ -25,7 +25,7 @@ _LONGER = 3
 # The checks that no search answers while it leaves more standing than guessing would get right.
 _ALONE = ("gradient-missing", "gradient-mismatch", "unbounded-attack")
 # The checks that a gradient fails which is there and leads astray.
-_MISLEADING = ("gradient-mismatch", "gradient-shattered", "dynamic-defense")
+MISLEADING = ("gradient-mismatch", "gradient-shattered", "dynamic-defense")
 # The checks that doubt whether a success is one: of a figure that cannot be too high, too. The
 # others say that attacks may have missed something.
 _OF_SUCCESS = ("randomised", "batch-dependent", "training-mode", "certificate-crossed")
@@ -152,7 +152,7 @@ def withdrawn(
         if left_out
         else "Searches of the whole model break more than attacks through its part."
     )
-    of_part = ("gradient-missing", *_MISLEADING)
+    of_part = ("gradient-missing", *MISLEADING)
     return tuple(
         one.model_copy(
             update={"remedy": None, "explanation": f"{one.explanation} {one.remedy or ''} {why}"}
@@ -322,7 +322,7 @@ def plan(
     answering: set[str] = set()
     if added or seen is not None:
         if seen is not None:
-            answering = set(_MISLEADING)
+            answering = set(MISLEADING)
             if not missing and not any(map(_useless, diagnosis.findings)):
                 # The part may be as rough as the whole: rounds have to settle.
                 answering.discard("gradient-shattered")
@@ -336,7 +336,7 @@ def plan(
         alone = one.check == "gradient-missing" or (_useless(one) and seen is None)
         if one.verdict == "fail" and one.check in done and not (alone and seen is None):
             one = one.remedied(done[one.check])
-        elif one.verdict == "fail" and added and (alone or one.check in _MISLEADING):
+        elif one.verdict == "fail" and added and (alone or one.check in MISLEADING):
             # The searches stand alone there. Where there is no gradient at all, that check stays
             # failed, unless next to nothing stands: see :func:`answered`.
             more = f"{one.explanation} {told.strip()} What withstands them alone proves little."
