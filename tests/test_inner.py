@@ -8,7 +8,7 @@ from torch import nn
 from zoo import Closed, Detached, Quantised, Shattered, winners_take_all
 
 import robustann as ra
-from robustann.auditing import runner
+from robustann.auditing import inner, runner
 from robustann.auditing.inner import SeenThrough, differentiable_part
 
 THREAT = ra.ThreatModel("linf", 0.1)
@@ -108,6 +108,58 @@ def test_the_same_gradient_is_no_other_view(model, digits):
     x, labels = digits.test.images(slice(0, 32)), digits.test.labels[:32]
     threat = ra.ThreatModel("l2", 0.5)
     assert differentiable_part(winners_take_all(model), x, labels, threat, 0)[0] is None
+
+
+@pytest.mark.parametrize(("better", "taken"), [(5, False), (12, True)])
+def test_a_view_that_is_nearer_by_chance_is_none(better, taken, model, digits, monkeypatch):
+    """Than the model's own gradient, on a few images more than it is farther on."""
+    x, labels = digits.test.images(slice(0, 32)), digits.test.labels[:32]
+
+    def distances(model, view, asked, labels, threat, seed):
+        away = torch.ones(32, dtype=torch.float64)
+        if view is not None:
+            away[:better], away[better : better + 4] = 0.5, 2.0
+        return away
+
+    monkeypatch.setattr(inner, "_distances", distances)
+    found, _ = differentiable_part(Stepped(model, 4), x, labels, THREAT, 0)
+    assert (found is not None) == taken
+
+
+def test_what_lies_beyond_eps_tells_which_is_nearer_too(model, digits):
+    x, labels = digits.test.images(slice(0, 32)), digits.test.labels[:32]
+    found, _ = differentiable_part(Stepped(model, 4), x, labels, ra.ThreatModel("l2", 1e-6), 0)
+    assert found is not None
+    assert found.whole
+
+
+class Grainy(nn.Module):
+    """Adds noise, rounds to few levels, and then calls its part."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = Stepped(inner, 4)
+
+    def forward(self, x):
+        return self.inner(x + 0.1 * torch.randn_like(x))
+
+
+def test_of_a_model_that_draws_the_whole_comes_first(model, digits):
+    """A part knows nothing of the draws."""
+    x, labels = digits.test.images(slice(0, 32)), digits.test.labels[:32]
+    found, _ = differentiable_part(Grainy(model), x, labels, THREAT, 0, draws=4)
+    assert found is not None
+    assert found.whole
+
+
+def test_memory_that_runs_out_while_views_are_tried_is_no_missing_view(model, digits, monkeypatch):
+    def empty(*args, **kwargs):
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(inner, "run", empty)
+    x, labels = digits.test.images(slice(0, 8)), digits.test.labels[:8]
+    with pytest.raises(torch.OutOfMemoryError):
+        differentiable_part(Stepped(model, 4), x, labels, THREAT, 0)
 
 
 class Counting(nn.Module):

@@ -98,6 +98,19 @@ def test_a_part_that_a_search_beats_is_no_answer():
     assert "break more than attacks through its part" in found.explanation
 
 
+def test_a_part_of_a_model_whose_gradient_is_useless_answers_that_it_is_rough():
+    """It is not the part's gradient that was looked at."""
+    rough, wrong = (
+        conclude(check, True, "Made up.", value=value)
+        for check, value in (("gradient-shattered", 2.0), ("gradient-mismatch", 1.0))
+    )
+    made = planned("l2", PART, Diagnosis((rough, wrong), gradient_unreliable=True))
+    assert all(one.remedy is not None for one in made.findings)
+    # A search that the budget left out takes that back, whatever it was for.
+    assert made.searches
+    assert all(one.remedy is None for one in withdrawn(made, made.findings, ()))
+
+
 def test_a_search_that_ran_already_is_not_bought_again():
     """A model that optimises while it predicts, and jumps too."""
     threat = ra.ThreatModel("linf", 0.1)
