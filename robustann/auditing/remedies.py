@@ -91,7 +91,7 @@ class Plan:
     @property
     def useless(self) -> bool:
         """Whether the model's own gradient was found to share nothing with its slope."""
-        return any(one.verdict == "fail" and _useless(one) for one in self.findings)
+        return any(map(_useless, self.findings))
 
     def draws_of(self, model: nn.Module) -> int:
         """Forwards to be averaged by who asks this model: seen through a part it does so itself."""
@@ -120,7 +120,8 @@ class Plan:
 
 def _useless(one: Finding) -> bool:
     """A gradient that is off by its own length leads nowhere: as if there were none."""
-    return one.check == "gradient-mismatch" and (one.value is None or one.value > _USELESS)
+    failed = one.check == "gradient-mismatch" and one.verdict == "fail"
+    return failed and (one.value is None or one.value > _USELESS)
 
 
 def _through(stage: Stage) -> Stage:
