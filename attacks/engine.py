@@ -364,8 +364,6 @@ class Oracle:
         self.labels = labels[rows]
         reach = threat.with_eps(threat.widest(x[0].numel())) if minimum_norm else threat
         self.region = reach.region(self.x)
-        # Of all that came, for those that have left.
-        self._came = (self.region, self.labels)
         self.random = self._streams = random.select(rows)
         self.logits = torch.empty(0, device=x.device)
         self._model = model
@@ -778,17 +776,18 @@ class Oracle:
         self._flush(torch.arange(len(self), device=self._rows.device))
         return self._kept
 
-    def confirm(self, kept: State) -> Tensor:
-        """Confirm, in what :meth:`finish` gave, each success of a provisional oracle, whose forward
-        is counted already; which samples' success does not hold (N,)."""
+    def confirm(self, kept: State, x: Tensor, labels: Tensor) -> Tensor:
+        """Confirm, in what :meth:`finish` gave for these originals, each success of a provisional
+        oracle, whose forward is counted already; which samples' success does not hold (N,)."""
         claims = kept["success"].nonzero().squeeze(1)
         refuted = torch.zeros_like(kept["success"])
         if not len(claims):
             return refuted
         rows = claims[_aligned_rows(len(claims), claims.device)]
-        region, labels = self._came
+        # Made anew: until now it would have been held for the sake of those that had left.
+        region = self.threat.region(x[rows])
         outcome = self._look_again(
-            kept["adversarial"][rows], region.select(rows), labels[rows], self._streams.seed
+            kept["adversarial"][rows], region, labels[rows], self._streams.seed
         )
         images, prediction, holds, gap = (value[: len(claims)] for value in outcome)
         kept["adversarial"][claims], kept["prediction"][claims] = images, prediction
@@ -906,7 +905,7 @@ def run(
         oracle = begun(provisional=provisional)
         _search(attack, oracle, spacing, known_correct)
         kept = oracle.finish()
-        refuted = oracle.confirm(kept) if provisional else None
+        refuted = oracle.confirm(kept, x, labels) if provisional else None
         if refuted is not None and bool(refuted.any()):
             oracle = begun()
             oracle.only(refuted)

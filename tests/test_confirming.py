@@ -6,6 +6,7 @@ it is what the others are held against.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -125,7 +126,7 @@ def test_where_it_is_not_put_off(attack, options, network, cases, monkeypatch):
     if "judge" in options:
         options = {"judge": network}
 
-    def never(self: Oracle, kept: State) -> Tensor:
+    def never(self: Oracle, *_: Any) -> Tensor:
         raise AssertionError("confirmed at the end")
 
     threat = ThreatModel("linf", EPS["linf"])
@@ -134,6 +135,29 @@ def test_where_it_is_not_put_off(attack, options, network, cases, monkeypatch):
     assert equal(attacked(attack, network, cases, threat, **options), expected)
     with pytest.raises(AssertionError, match="at the end"):
         attacked(PGD(steps=8), network, cases, threat)
+
+
+class Weighing(Calls):
+    """Notes how much memory tensors held at each call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = {
+            one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
+            for one in gc.get_objects() if type(one) is Tensor
+        }  # fmt: skip
+        self.sizes.append(sum(held.values()))
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_confirming_together_needs_hardly_more_memory_than_a_step(norm, network):
+    x, labels = some(network, 800, SHAPE)
+    model, threat = Weighing(network), ThreatModel(norm, 20 * EPS[norm])
+    found = run(PGD(steps=4), model, x, labels, threat, random=streams(800))
+    assert bool(found.success.all())
+    # The images that are to be confirmed, and what they become; no copies kept for the purpose.
+    assert model.sizes[-1] < model.sizes[1] + 3 * x.nbytes
 
 
 # ---------------------------------------------------------------- successes that do not hold
