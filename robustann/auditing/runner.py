@@ -603,7 +603,14 @@ class Audit:
         budget = result.provenance.config.get("budget")
         limited = isinstance(budget, int)
         # A budget ends the attacks, and does not end the curve's: no round of theirs.
-        rounds = [one for one in result.attacks if not (limited and one.label.endswith("(curve)"))]
+        # Nor is one that was to go to a runner-up that there is not.
+        classes = len(result.class_names)
+        rounds = [
+            one
+            for one in result.attacks
+            if not (limited and one.label.endswith("(curve)"))
+            and (one.attempted or int(str(one.parameters.get("rank", 0))) < classes)
+        ]
         widest = self.config.threat.widest(math.prod(split.shape))
         reviewed = review(rounds, result.curve, chance=result.chance, widest=widest)
         cut = (_budget_cut(result, budget),) if isinstance(budget, int) else ()
