@@ -697,27 +697,25 @@ class Oracle:
         if not len(found):
             # Who claims it has fallen in an earlier look.
             return x, prediction, fallen, gap
-        rows = found[_aligned_rows(len(found), found.device)]
-        images, *outcome = self._look_again(
-            x[rows], self.region.select(rows), self.labels[rows], self.random.seed, self._looks
+        again = self._look_again(
+            x[found], self.region.select(found), self.labels[found], self.random.seed, self._looks
         )
         x, prediction, fallen, gap = x.clone(), prediction.clone(), fallen.clone(), gap.clone()
-        # Of what fills up the batch nothing is taken: a model that draws answers it otherwise.
-        own = len(found)
-        x[found], prediction[found], fallen[found], gap[found] = (
-            value[:own] for value in (images, *outcome)
-        )
+        x[found], prediction[found], fallen[found], gap[found] = again
         return x, prediction, fallen, gap
 
     def _look_again(
         self, x: Tensor, region: Region, labels: Tensor, *names: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The images projected once more, and the outcome of a forward of their own."""
-        images = region.project(x)
+        rows = _aligned_rows(len(x), x.device)
+        images = region.select(rows).project(x[rows])
         # Whether anything is confirmed hangs on the batch; what a randomised model draws next must
         # not.
         with torch.no_grad(), _own_draws(images.device, "confirm", *names):
             logits = _mean_logits(self._confirming, images, self._draws)
+        # Of what fills up the batch nothing is taken: a model that draws answers it otherwise.
+        images, logits = images[: len(x)], logits[: len(x)]
         return images, *self._outcome(images.flatten(1).sum(1), logits, labels)
 
     def restart(self, start: int) -> None:
@@ -783,13 +781,11 @@ class Oracle:
         refuted = torch.zeros_like(kept["success"])
         if not len(claims):
             return refuted
-        rows = claims[_aligned_rows(len(claims), claims.device)]
         # Made anew: until now it would have been held for the sake of those that had left.
-        region = self.threat.region(x[rows])
-        outcome = self._look_again(
-            kept["adversarial"][rows], region, labels[rows], self._streams.seed
+        region = self.threat.region(x[claims])
+        images, prediction, holds, gap = self._look_again(
+            kept["adversarial"][claims], region, labels[claims], self._streams.seed
         )
-        images, prediction, holds, gap = (value[: len(claims)] for value in outcome)
         kept["adversarial"][claims], kept["prediction"][claims] = images, prediction
         kept["margin"][claims], refuted[claims] = gap, ~holds
         return refuted

@@ -1,23 +1,23 @@
-"""What tests of attacks share: random numbers, linear models, and results: as they are written, and
-when two are the same."""
+"""What tests of attacks share: random numbers, linear models, an attack that a test directs, and
+results: as they are written, and when two are the same."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustann.attacks.base import Attack
-from robustann.attacks.engine import AttackResult, predict_logits, run
+from robustann.attacks.base import Access, Attack, State
+from robustann.attacks.engine import AttackResult, Oracle, predict_logits, run
 from robustann.results import AuditResult
 from robustann.rng import SampleRandom
-from robustann.threat import ThreatModel
+from robustann.threat import NORMS, ThreatModel
 
 
 def streams(count: int, seed: int = 0) -> SampleRandom:
@@ -27,6 +27,36 @@ def streams(count: int, seed: int = 0) -> SampleRandom:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted(Attack):
+    """Proposes what a test tells it to."""
+
+    name: ClassVar[str] = "scripted"
+    paper: ClassVar[str] = ""
+    access: ClassVar[Access] = "none"
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+
+    steps: int = 3
+
+    @property
+    def iterations(self) -> int:
+        return self.steps
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.steps + 1, 0
+
+    def proposal(self, oracle: Oracle, iteration: int) -> Tensor:
+        return oracle.x
+
+    def init(self, oracle: Oracle) -> State:
+        return {"x": self.proposal(oracle, 0)}
+
+    def step(self, oracle: Oracle, state: State, iteration: int) -> State:
+        oracle.forward(state["x"])
+        return {"x": self.proposal(oracle, iteration + 1)}
 
 
 class Decision(nn.Module):
@@ -43,13 +73,15 @@ class Decision(nn.Module):
 
 def in_batches(
     attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel,
-    size: int, seed: int = 0, known: bool = False,
+    size: int, seed: int = 0, limit: int | None = None, **options: Any,
 ) -> AttackResult:  # fmt: skip
+    """In batches of that size; ``limit`` is of each sample."""
     parts = []
     for rows in torch.arange(len(x)).split(size):  # type: ignore[no-untyped-call]
         random = SampleRandom.create(seed, rows)
+        most = None if limit is None else torch.full((len(rows),), limit)
         parts.append(
-            run(attack, model, x[rows], labels[rows], threat, random=random, known_correct=known)
+            run(attack, model, x[rows], labels[rows], threat, random=random, limit=most, **options)
         )
     return AttackResult.concatenate(parts)
 

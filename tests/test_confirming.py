@@ -12,16 +12,15 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from attacking import centred, equal, generator, some, streams
+from attacking import Scripted, centred, equal, generator, in_batches, some, streams
 from torch import Tensor, nn
 
 from robustann.attacks import APGD, FGSM, MM, PGD, Attack, Square, UniformNoise
-from robustann.attacks.base import Access, State
+from robustann.attacks.base import State
 from robustann.attacks.engine import ALIGNMENT, AttackResult, Oracle, run
 from robustann.attacks.fmn import FMN
 from robustann.attacks.mifgsm import MIFGSM
 from robustann.attacks.rays import RayS
-from robustann.rng import SampleRandom
 from robustann.threat import ThreatModel
 
 SHAPE = (1, 8, 8)
@@ -66,15 +65,8 @@ def attacked(
     size: int = COUNT, at_once: bool = False, **options: Any,
 ) -> AttackResult:  # fmt: skip
     """In batches of that size."""
-    x, labels = cases
-    parts = []
-    for rows in torch.arange(len(x)).split(size):
-        limit = torch.full((len(rows),), NEVER) if at_once else None
-        random = SampleRandom.create(5, rows)
-        parts.append(
-            run(attack, model, x[rows], labels[rows], threat, random=random, limit=limit, **options)
-        )
-    return AttackResult.concatenate(parts)
+    limit = NEVER if at_once else None
+    return in_batches(attack, model, *cases, threat, size, 5, limit, **options)
 
 
 EPS = {"linf": 0.03, "l2": 0.2, "l1": 1.5}
@@ -164,34 +156,14 @@ def test_confirming_together_needs_hardly_more_memory_than_a_step(norm, network)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beyond(Attack):
+class Beyond(Scripted):
     """Proposes what lies far outside of the region, but for the last image."""
 
     name: ClassVar[str] = "beyond"
-    paper: ClassVar[str] = ""
-    access: ClassVar[Access] = "none"
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1", "l0"})
 
-    steps: int = 3
-
-    @property
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        return self.steps + 1, 0
-
-    def _moved(self, oracle: Oracle, length: float) -> State:
+    def proposal(self, oracle: Oracle, iteration: int) -> Tensor:
         sign = oracle.random.sign(*oracle.x.shape[1:])
-        return {"x": oracle.x + length * sign}
-
-    def init(self, oracle: Oracle) -> State:
-        return self._moved(oracle, 5.0)
-
-    def step(self, oracle: Oracle, state: State, iteration: int) -> State:
-        oracle.forward(state["x"])
-        return self._moved(oracle, 5.0 if iteration + 1 < self.steps else 0.0)
+        return oracle.x + (5.0 if iteration < self.steps else 0.0) * sign
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l0"])

@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from attacking import generator, in_batches, linear, streams
+from attacking import Scripted, generator, in_batches, linear, streams
 from torch import Tensor, nn
 
 from robustann.attacks import FGSM, PGD, Attack, AttackResult, UniformNoise
-from robustann.attacks.base import Access, State
+from robustann.attacks.base import State
 from robustann.attacks.engine import ALIGNMENT, Oracle, craft, predict_logits, run
 from robustann.errors import DataError, ModelError, UsageError
 from robustann.rng import SampleRandom
 from robustann.threat import NORMS, ThreatModel
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
-ALL_NORMS = frozenset(NORMS)
 
 
 def images(*shape: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Tensor:
@@ -244,36 +243,6 @@ def test_nothing_beats_the_bound(norm: Any, loss: str) -> None:
 
 
 # ------------------------------------------------------------- attacks that mean no good
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scripted(Attack):
-    """Proposes what a test tells it to."""
-
-    name: ClassVar[str] = "scripted"
-    paper: ClassVar[str] = ""
-    access: ClassVar[Access] = "none"
-    norms: ClassVar[frozenset[str]] = ALL_NORMS
-
-    steps: int = 3
-
-    @property
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        return self.steps + 1, 0
-
-    def proposal(self, oracle: Oracle, iteration: int) -> Tensor:
-        return oracle.x
-
-    def init(self, oracle: Oracle) -> State:
-        return {"x": self.proposal(oracle, 0)}
-
-    def step(self, oracle: Oracle, state: State, iteration: int) -> State:
-        oracle.forward(state["x"])
-        return {"x": self.proposal(oracle, iteration + 1)}
 
 
 def towards(oracle: Oracle, length: float) -> Tensor:

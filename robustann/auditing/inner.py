@@ -214,7 +214,7 @@ def _distances(
     gradient (N,); infinite where none is."""
     seen = model if view is None else SeenThrough(model, view.module)
     random = SampleRandom.create(seed, torch.arange(len(asked.x))).fork("views")
-    price = 1 if view is None else 2
+    price = seen.price if isinstance(seen, SeenThrough) else 1
     try:
         found = run(FMN(steps=_LOOKED), seen, asked.x, labels, threat, random=random)
     except Exception as error:

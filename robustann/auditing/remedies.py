@@ -145,9 +145,7 @@ def withdrawn(
     left_out = [
         one.label for one in made.searches if not _went(ran.get(one.label), standing, made.draws)
     ]
-    beaten = made.seen is not None and any(
-        one.check == "black-box-wins" and one.verdict == "fail" for one in findings
-    )
+    beaten = any(one.check == "black-box-wins" and one.verdict == "fail" for one in findings)
     why = (
         f"There was no budget for {' and '.join(left_out)}."
         if left_out
